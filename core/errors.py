@@ -1,0 +1,101 @@
+"""Everything shelflife can refuse, drawn as a tree.
+
+    ShelflifeError
+    ├── SettingsError        the YAML file is wrong: key, value, what was expected, line
+    ├── InputError           a caller's data is wrong: field, value, what was expected
+    │   └── TooLarge         ... and too big to be read at all
+    ├── NotFound             a model, version, incident or run that does not exist
+    ├── NotReady             it exists, but cannot answer yet
+    ├── CorruptSegment       a sealed file does not match its recorded hash
+    ├── RegistryError        MLflow could not do or say what was asked
+    │   ├── UntrustedArtifact  loading it would run code nobody allowed
+    │   └── Conflict           somebody else moved the alias first
+    ├── TrainerFailed        the training subprocess raised, timed out or ran out of memory
+    ├── GateRefused          a promotion was asked for that the gate does not allow
+    ├── LeaseLost            another process took the work over
+    └── DeliveryRefused      a receiver's address is not one we may talk to
+
+Errors are domain facts: they know nothing of HTTP or exit codes. Those are mapped at the edge
+(`serving.app`, `shelflife.api`, `shelflife.cli`).
+"""
+
+from __future__ import annotations
+
+_SHOWN = 120  # characters of an offending value that a message repeats
+
+
+def shown(value: object) -> str:
+    """The value as a message may show it: its repr, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
+
+
+class ShelflifeError(Exception):
+    """Base of every error shelflife raises on purpose."""
+
+
+class SettingsError(ShelflifeError):
+    """A setting that cannot be used, named with its line."""
+
+    def __init__(
+        self, key: str, value: object, expected: str, *, line: int | None = None, file: str = ""
+    ) -> None:
+        self.key, self.value, self.expected, self.line, self.file = key, value, expected, line, file
+        where = f"{file or 'settings'}" + (f", line {line}" if line else "")
+        super().__init__(f"{where}: {key} is {shown(value)}; expected {expected}")
+
+
+class InputError(ShelflifeError):
+    """Data from a caller that cannot be used: the field, its value, what was expected."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field, self.value, self.expected = field, value, expected
+        super().__init__(f"{field}: got {shown(value)}; expected {expected}")
+
+
+class TooLarge(InputError):
+    """A body over the size limit; refused before it is read."""
+
+
+class NotFound(ShelflifeError):
+    """Something asked for by name does not exist."""
+
+    def __init__(self, kind: str, name: object, hint: str = "") -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"no {kind} {shown(name)}" + (f"; {hint}" if hint else ""))
+
+
+class NotReady(ShelflifeError):
+    """It exists but cannot answer yet; asking again later is right."""
+
+
+class CorruptSegment(ShelflifeError):
+    """A sealed segment whose bytes do not match the manifest; it is quarantined, never read."""
+
+
+class RegistryError(ShelflifeError):
+    """MLflow could not do or say what was asked."""
+
+
+class UntrustedArtifact(RegistryError):
+    """Loading this artifact would run code that nobody allowed, or its hash is not the recorded."""
+
+
+class Conflict(RegistryError):
+    """The champion is no longer the version this promotion was decided against."""
+
+
+class TrainerFailed(ShelflifeError):
+    """The training subprocess raised, timed out, or ran out of memory."""
+
+
+class GateRefused(ShelflifeError):
+    """The gate does not allow this promotion; a forced promotion names who and why."""
+
+
+class LeaseLost(ShelflifeError):
+    """Another process took this work over; what was computed here is not written."""
+
+
+class DeliveryRefused(ShelflifeError):
+    """A receiver's address, redirect or answer is one we must not follow."""

@@ -1,0 +1,186 @@
+"""The ledger's engine: one SQL database (SQLite or PostgreSQL), its transactions and its leases.
+
+SQLite runs in WAL mode with `synchronous=FULL`: what a transaction committed survives `kill -9`
+and a power cut. Writers begin IMMEDIATE, so that two of them queue instead of failing half-way.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from core import schema
+from core.errors import LeaseLost, ShelflifeError
+
+_BUSY_MS = 20_000  # how long a writer waits for another before it gives up
+
+
+class Ledger:
+    """A database that follows `core.schema`.
+
+    Args:
+        url: an SQLAlchemy URL, `sqlite:////path/ledger.db` or `postgresql+psycopg://…`.
+        busy: how long a SQLite writer waits for the lock.
+    """
+
+    def __init__(self, url: str, *, busy: timedelta = timedelta(milliseconds=_BUSY_MS)) -> None:
+        self.url = sa.make_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        if self.sqlite and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": busy.total_seconds()}}
+        self.engine = sa.create_engine(self.url, **(options if self.sqlite else {}))
+        if self.sqlite:
+            event.listen(self.engine, "connect", _configure)
+            event.listen(self.engine, "begin", _begin)
+        self._writer = self.engine.execution_options(shelflife_write=True)
+
+    def create(self) -> Ledger:
+        """Create what is missing of the schema; safe to call at every start, by several at once.
+
+        Raises:
+            ShelflifeError: the database was written by a newer shelflife.
+        """
+        with self.write() as tx:
+            if not self.sqlite:  # CREATE TABLE IF NOT EXISTS races between processes there
+                tx.execute(sa.text("SELECT pg_advisory_xact_lock(7305437)"))
+            schema.metadata.create_all(tx)
+            found = tx.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema"))
+            if found is None:
+                tx.execute(schema.meta.insert().values(key="schema", value=str(schema.VERSION)))
+            elif int(found) > schema.VERSION:
+                raise ShelflifeError(
+                    f"the ledger has schema {found}, this shelflife knows up to {schema.VERSION}; "
+                    "upgrade shelflife or point `ledger` at another database"
+                )
+        return self
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction that commits as a whole when the block ends, or not at all."""
+        with self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent read transaction."""
+        with self.engine.connect() as connection:
+            if not self.sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    def insert_ignore(self, table: sa.Table) -> Any:
+        """An INSERT that skips rows whose key is already there."""
+        if self.sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+        return insert(table).on_conflict_do_nothing()
+
+    def count(self, name: str, by: int = 1, *, model: str = "") -> None:
+        """Add to a named counter in a transaction of its own."""
+        with self.write() as tx:
+            self.count_in(tx, {(model, name): by})
+
+    def count_in(self, tx: sa.Connection, amounts: dict[tuple[str, str], int]) -> None:
+        """Add amounts to counters, keyed by (model, name), in the caller's transaction."""
+        table = schema.counters
+        for (model, name), by in amounts.items():
+            key = (table.c.model == model) & (table.c.name == name)
+            changed = tx.execute(table.update().where(key).values(value=table.c.value + by))
+            if not changed.rowcount:
+                tx.execute(table.insert().values(model=model, name=name, value=by))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions are ours (see `_begin`), not the driver's
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get("shelflife_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+class Lease:
+    """The right to do a named piece of work for a while, fenced by a token that only grows.
+
+    A holder that slept past its lease finds its token outdated when it writes (`guard`), so a
+    paused process cannot overwrite what its successor did.
+    """
+
+    def __init__(self, name: str, holder: str, token: int) -> None:
+        self.name, self.holder, self.token = name, holder, token
+
+    def guard(self, tx: sa.Connection) -> None:
+        """Assert, inside the transaction that writes the result, that the lease is still ours.
+
+        Raises:
+            LeaseLost: somebody else holds it by now.
+        """
+        # FOR UPDATE: on PostgreSQL a rival must wait until this transaction is over.
+        query = sa.select(schema.leases.c.token).where(schema.leases.c.name == self.name)
+        if tx.scalar(query.with_for_update()) != self.token:
+            raise LeaseLost(f"{self.name}: another process took over from {self.holder}")
+
+
+def take_lease(
+    ledger: Ledger, name: str, holder: str, *, now: datetime, lasts: timedelta, due: bool = False
+) -> Lease | None:
+    """Take the lease `name` if it is free or expired (and, with `due`, its due time has come).
+
+    Returns None when another holder has it or nothing is due. `now` is the shell's clock.
+    """
+    table = schema.leases
+    free = sa.or_(table.c.holder.is_(None), table.c.expires < now)
+    wanted = (table.c.name == name) & free
+    if due:
+        wanted &= sa.or_(table.c.due.is_(None), table.c.due <= now)
+    with ledger.write() as tx:
+        tx.execute(ledger.insert_ignore(table).values(name=name, token=0))
+        taken = tx.execute(
+            table.update()
+            .where(wanted)
+            .values(holder=holder, token=table.c.token + 1, expires=now + lasts)
+        )
+        if not taken.rowcount:
+            return None
+        token = tx.scalar(sa.select(table.c.token).where(table.c.name == name))
+    return Lease(name, holder, int(token or 0))
+
+
+def renew_lease(ledger: Ledger, lease: Lease, *, now: datetime, lasts: timedelta) -> None:
+    """Extend a lease that is still ours.
+
+    Raises:
+        LeaseLost: it is not.
+    """
+    with ledger.write() as tx:
+        lease.guard(tx)
+        table = schema.leases
+        tx.execute(table.update().where(table.c.name == lease.name).values(expires=now + lasts))
+
+
+def release_lease(ledger: Ledger, lease: Lease, *, due: datetime | None = None) -> None:
+    """Give a lease back and say when its work is due next; nothing happens if it was lost."""
+    table = schema.leases
+    ours = (table.c.name == lease.name) & (table.c.token == lease.token)
+    with ledger.write() as tx:
+        values: dict[str, Any] = {"holder": None, "expires": None}
+        tx.execute(table.update().where(ours).values(**values, due=due))

@@ -1,0 +1,352 @@
+"""What an operator may choose: one YAML file, every key validated with its line.
+
+`load(path)` reads it; a missing key takes the default written here. Secrets are never in the file:
+a setting that needs one names an environment variable (`env:NAME`) or a file (`file:/path`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from core import times
+from core.errors import SettingsError
+from core.spec import NAME, Metric
+
+Duration = Annotated[str, Meta(pattern=times.DURATION)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Secret:
+    """A secret's value, which never shows itself: its repr and str are `***`."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value, for the one place that uses it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a candidate counts as better."""
+
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
+    """One-sided confidence that the candidate's loss is lower than the champion's."""
+    min_rows: Annotated[int, Meta(ge=20)] = 200
+    """Labelled rows, newer than any training row, that the comparison needs."""
+    max_rows: Annotated[int, Meta(ge=20)] = 2000
+    """At most this many of the newest labelled rows are held out for it."""
+    holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
+    """Share of the labelled rows held out, within those two bounds."""
+
+
+class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether, when and how the model is retrained."""
+
+    mode: Literal["auto", "approve", "never"] = "auto"
+    """`approve`: a person moves the alias or runs `shelflife promote`; `never`: only told."""
+    cooldown: Duration = "7d"
+    """Least time between the starts of two runs."""
+    budget_per_quarter: Count = 12
+    """Most runs in any 90 days."""
+    min_new_labels: Count = 200
+    """Labels newer than the champion's training data that a run needs."""
+    cost_of_run: Positive = 0.2
+    """What a run costs, in expected losses of one check window; decay that has cost more than
+    this since the promotion is worth a run."""
+    rows: Count = 0
+    """Train on at most this many of the newest rows; 0 takes the whole history."""
+    trainer: str = ""
+    """`package.module:function` instead of refitting the champion's own pipeline."""
+    time_limit: Duration = "1h"
+    memory_limit_gb: Positive = 8.0
+    watch: Duration = "60d"
+    """How long a new champion is compared with its predecessor, which a rollback returns to."""
+    gate: GateSettings = field(default_factory=GateSettings)
+
+
+class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the feed counts as broken."""
+
+    missing_points: Share = 0.2
+    """Rise of a column's missing share over the baseline's that breaks the feed."""
+    unseen_share: Share = 0.2
+    """Share of rows with a category the baseline never saw that breaks the feed."""
+    out_of_range_share: Share = 0.5
+    """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is watched, retrained and logged."""
+
+    owner: str = ""
+    """Who answers for the model; named in every message."""
+    runbook: str = ""
+    """URL of what to do; linked in every message."""
+    check_every: Duration = "1h"
+    window: Duration = "7d"
+    """Span of event time a check looks back over."""
+    min_rows: Annotated[int, Meta(ge=1)] = 50
+    """Fewer rows (or labels) than this are `insufficient_data`, never an alarm."""
+    metric: Metric | None = None
+    """The loss to watch; the model's own (Brier, log loss, MAE) when not set."""
+    tolerance: Positive = 0.1
+    """How much worse than expected the loss may get, relative to the baseline's."""
+    false_alarms_per_quarter: Positive = 1.0
+    """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
+    max_age: Duration | None = None
+    """Older models are `stale` even if nothing else is wrong."""
+    label_delay: Duration | None = None
+    """How late labels are; later ones are missed labels. Measured when not set."""
+    no_data_after: Duration | None = None
+    """Silence longer than this is a page; two check windows when not set."""
+    sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Share of predictions that are logged, chosen by a hash of their id."""
+    durability: Literal["strict", "relaxed"] = "strict"
+    """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
+    trust_pickle: bool = False
+    """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    receivers: tuple[str, ...] = ()
+    """Names of the receivers that are told; all of them when empty."""
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    retrain: RetrainSettings = field(default_factory=RetrainSettings)
+
+
+class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tracking_uri: str = ""
+    """SQLite in the home folder when empty; the file store is not supported by MLflow 3."""
+    artifacts: str = ""
+    """Where artifacts of a new experiment go; a folder in the home folder when empty."""
+    ui: str = ""
+    """Address of the MLflow UI for links, when shelflife does not start it."""
+    port: Port = 5000
+    poll_every: Duration = "2s"
+    """A moved alias is obeyed within this time."""
+
+
+class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    max_body_mb: Positive = 8.0
+    log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
+    """Rows waiting to be logged; above it they are shed and counted."""
+    log_wait: Duration = "1s"
+    """Longest a strict answer waits for its row to be committed."""
+    max_batch: Annotated[int, Meta(ge=1)] = 256
+    threads: Annotated[int, Meta(ge=1)] = 1
+    """Threads a model may use for one prediction."""
+
+
+class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: Port = 8501
+
+
+class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    url: str
+    """Where the message goes; `env:NAME` where the address itself is a secret."""
+    type: Literal["webhook"] = "webhook"
+    secret: str = ""
+    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
+    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
+    timeout: Duration = "15s"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    home: str = ".shelflife"
+    """Folder of everything shelflife keeps; relative to the settings file."""
+    ledger: str = ""
+    """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
+    environment: str = ""
+    """Named in messages: staging, production, …"""
+    mlflow: MlflowSettings = field(default_factory=MlflowSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    receivers: tuple[ReceiverSettings, ...] = ()
+    defaults: ModelSettings = field(default_factory=ModelSettings)
+    """What models without a section of their own use, and sections start from."""
+    models: dict[str, ModelSettings] = field(default_factory=dict)
+
+    def model(self, name: str) -> ModelSettings:
+        """The settings of one model."""
+        return self.models.get(name, self.defaults)
+
+    @property
+    def home_path(self) -> Path:
+        return Path(self.home)
+
+    @property
+    def ledger_url(self) -> str:
+        return self.ledger or f"sqlite:///{self.home_path / 'ledger.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow.tracking_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> str:
+        return self.mlflow.artifacts or str(self.home_path / "mlartifacts")
+
+
+def span(text: Duration) -> timedelta:
+    """A validated duration setting as a timedelta."""
+    return times.duration(text)
+
+
+def secret(reference: str) -> Secret | None:
+    """The secret that a setting names; None for an empty setting.
+
+    Raises:
+        SettingsError: the variable or file does not exist, or the value itself was written down.
+    """
+    if not reference:
+        return None
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if name not in os.environ:
+            raise SettingsError(reference, None, f"the environment variable {name} to be set")
+        return Secret(os.environ[name])
+    if kind == "file":
+        if not Path(name).is_file():
+            raise SettingsError(reference, None, f"a readable file {name}")
+        return Secret(Path(name).read_text().strip())
+    raise SettingsError("secret", Secret(reference), "env:NAME or file:/path, never the secret")
+
+
+def load(path: Path) -> Settings:
+    """Read and validate a settings file; relative `home` is taken from the file's folder.
+
+    Raises:
+        SettingsError: no such file, not YAML, an unknown key, a value of the wrong type.
+    """
+    if not path.is_file():
+        raise SettingsError("file", str(path), "a settings file; `shelflife init` writes one")
+    settings = parse(path.read_text(), file=str(path))
+    home = (path.resolve().parent / settings.home).resolve()
+    return msgspec.structs.replace(settings, home=str(home))
+
+
+def parse(text: str, *, file: str = "settings") -> Settings:
+    """Validate the text of a settings file.
+
+    Raises:
+        SettingsError: see `load`.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = None if mark is None else mark.line + 1
+        raise SettingsError("YAML", error.problem, "valid YAML", line=line, file=file) from None
+    if raw is None:
+        raw = {}
+    reader = _Reader(file, _lines(root))
+    reader.check(raw, Settings, "")
+    defaults = raw.get("defaults", {})
+    merged = {name: _merge(defaults, section) for name, section in raw.get("models", {}).items()}
+    for name in merged:
+        if not NAME.match(name):
+            reader.fail(f"models.{name}", name, "1 to 128 letters, digits, '.', '_' or '-'")
+    return msgspec.convert({**raw, "models": merged}, Settings)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in (over or {}).items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(inner, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _lines(node: yaml.Node | None, path: str = "") -> dict[str, int]:
+    """Line number by dotted key, one-based."""
+    found: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = f"{path}.{key.value}" if path else str(key.value)
+            found[here] = key.start_mark.line + 1
+            found |= _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = f"{path}[{index}]"
+            found[here] = value.start_mark.line + 1
+            found |= _lines(value, here)
+    return found
+
+
+class _Reader:
+    """Walks the raw settings beside their types, so that an error knows its key and line."""
+
+    def __init__(self, file: str, lines: dict[str, int]) -> None:
+        self.file, self.lines = file, lines
+
+    def fail(self, key: str, value: object, expected: str) -> None:
+        raise SettingsError(key, value, expected, line=self.lines.get(key), file=self.file)
+
+    def check(self, raw: object, section: type[Struct], path: str) -> None:
+        if not isinstance(raw, dict):
+            self.fail(path or "file", raw, "a mapping of keys to values")
+            return
+        types = get_type_hints(section, include_extras=True)
+        for key, value in raw.items():
+            here = f"{path}.{key}" if path else str(key)
+            if key not in types:
+                near = difflib.get_close_matches(str(key), types, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                known = ", ".join(sorted(types))
+                self.fail(here, value, f"one of the known keys ({known}){hint}")
+            self.value(value, types[key], here)
+        for info in msgspec.structs.fields(section):
+            if info.required and info.name not in raw:
+                here = f"{path}.{info.name}"
+                line = self.lines.get(path)
+                raise SettingsError(here, None, "a value (required)", line=line, file=self.file)
+
+    def value(self, value: object, wanted: Any, here: str) -> None:
+        if isinstance(wanted, type) and issubclass(wanted, Struct):
+            return self.check(value, wanted, here)
+        if wanted == dict[str, ModelSettings]:
+            if not isinstance(value, dict):
+                self.fail(here, value, "a mapping of model names to their settings")
+            for name, section in dict(value).items():  # type: ignore[call-overload]
+                if section is not None:
+                    self.check(section, ModelSettings, f"{here}.{name}")
+            return None
+        if wanted == tuple[ReceiverSettings, ...]:
+            if not isinstance(value, list):
+                self.fail(here, value, "a list of receivers")
+            for index, section in enumerate(value):  # type: ignore[arg-type]
+                self.check(section, ReceiverSettings, f"{here}[{index}]")
+            return None
+        try:
+            msgspec.convert(value, wanted)
+        except msgspec.ValidationError as error:
+            self.fail(here, value, _expected(str(error)))
+        return None
+
+
+def _expected(message: str) -> str:
+    """msgspec's `Expected …` as the end of our sentence."""
+    if times.DURATION in message or "matching regex" in message:
+        return "a duration such as 90s, 30m, 12h, 7d, 4w"
+    return message.removeprefix("Expected ").replace("`", "").split(" - at")[0]

@@ -1,0 +1,111 @@
+"""What a check says: plain values with their interval, n and reason.
+
+A number that could not be computed is None and says why; it is never zero. These structs are stored
+as JSON in the ledger (`checks.result`, `incidents.finding`) and are what the policy, the messages,
+the dashboard and the CLI read.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+State = Literal["healthy", "drifting", "decaying", "stale", "broken_feed", "insufficient_data"]
+Severity = Literal["page", "ticket", "note"]
+
+
+class Statistic(Struct, frozen=True, kw_only=True):
+    """One drift number beside the line it is judged by."""
+
+    name: str  # psi, js, wasserstein or ks
+    value: float | None
+    threshold: float | None
+    alarm: bool = False
+    why: str = ""  # why there is no value
+
+
+class ColumnDrift(Struct, frozen=True, kw_only=True):
+    """How one column of the window differs from the baseline."""
+
+    column: str
+    role: Literal["input", "output"]
+    kind: str
+    n: int  # rows with a value
+    missing_share: float
+    statistics: tuple[Statistic, ...]
+    drifted: bool
+    why: str = ""  # why it could not be measured
+
+
+class QualityIssue(Struct, frozen=True, kw_only=True):
+    """Something wrong with the data itself."""
+
+    column: str  # empty: the whole feed
+    kind: str  # missing, constant, unseen, range, type, absent or no_data
+    value: float | None
+    expected: str
+    text: str  # one sentence for people
+    broken: bool  # it breaks the feed (a page); otherwise a note
+
+
+class Performance(Struct, frozen=True, kw_only=True):
+    """The realised metric on rows whose labels have arrived. Losses: lower is better."""
+
+    metric: str
+    value: float | None
+    low: float | None  # 95 % confidence interval
+    high: float | None
+    n: int  # labelled rows it rests on
+    coverage: float | None  # share of the rows old enough to have a label that have one
+    expected: float | None  # the baseline's
+    tolerated: float | None  # expected x (1 + tolerance)
+    worse: bool | None  # None: cannot tell
+    since: datetime | None = None  # first and last event time of the rows
+    until: datetime | None = None
+    why: str = ""  # why there is no value, or what limits it
+    bad_labels: int = 0  # labels that are no value of the target, left out
+
+
+class Staleness(Struct, frozen=True, kw_only=True):
+    """Ages in seconds at the moment of the check; None where there is nothing to age."""
+
+    model: float | None  # since the version was registered
+    training_row: float | None  # newest row the model was trained on
+    prediction: float | None  # newest prediction logged
+    label: float | None  # newest label known
+    promotion: float | None  # since it became champion
+    label_lag: float | None  # median time from prediction to label
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One cause for an incident. `cause` names it over time; numbers live in `text`."""
+
+    cause: str  # decay, broken_feed, no_data, drift, stale, retrain_failed, rollback, monitor, ...
+    severity: Severity
+    title: str  # what a person reads first, one line, with numbers
+    text: str = ""  # what crossed what, by how much, with interval and n
+    since: datetime | None = None
+    columns: tuple[str, ...] = ()
+    clearing: bool = False  # under the opening line but not yet under the resolving one
+
+
+class CheckResult(Struct, frozen=True, kw_only=True):
+    """Everything one check of one model at one moment found."""
+
+    model: str
+    version: str
+    at: datetime
+    window_start: datetime
+    window_end: datetime
+    rows: int
+    labelled: int
+    state: State
+    reason: str
+    quality: tuple[QualityIssue, ...]
+    drift: tuple[ColumnDrift, ...]
+    performance: Performance
+    staleness: Staleness
+    findings: tuple[Finding, ...]
+    provisional: str = ""  # why the thresholds are provisional, if they are
