@@ -106,6 +106,7 @@ class SampleLog(Protocol):
         start: datetime | None = None,
         end: datetime | None = None,
         known_at: datetime | None = None,
+        known_after: datetime | None = None,
         roles: Sequence[Role] = ("champion", "challenger"),
         version: str | None = None,
         labelled: bool = False,
@@ -115,6 +116,7 @@ class SampleLog(Protocol):
 
         Args:
             known_at: labels that became known after this moment do not exist yet.
+            known_after: only rows whose label became known after this moment.
             roles: only rows of these roles.
             version: only rows this version answered.
             labelled: only rows that have a label (known at `known_at`).

@@ -1,0 +1,154 @@
+"""The hot part of the log: rows in the ledger's database, and the keys of those sealed away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+import pandas as pd
+import sqlalchemy as sa
+
+from core import schema
+from core.ledger import Ledger
+from monitor.log.records import Prediction
+
+T = TypeVar("T")
+_CHUNK = 500  # bound parameters per IN list; SQLite's old default allows 999
+_encode = msgspec.json.Encoder().encode
+META = ("id", "version", "role", "source", "event_id")
+
+
+def chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
+    """The items in runs of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def key(*parts: str) -> bytes:
+    """A 16-byte key of a tuple of strings (blake2b; lengths keep `a,bc` apart from `ab,c`)."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def insert(
+    tx: sa.Connection, ledger: Ledger, rows: Sequence[Prediction], received: datetime
+) -> int:
+    """Insert rows that are neither hot nor sealed yet; returns how many were new."""
+    sealed = _sealed(tx, map(_event, rows))
+    fresh = [row for row in rows if _event(row) not in sealed] if sealed else rows
+    if not fresh:
+        return 0
+    values = [
+        {
+            "model": row.model,
+            "source": row.source,
+            "event_id": row.event_id or row.id,
+            "prediction_id": row.id,
+            "version": row.version,
+            "role": row.role,
+            "time": row.time,
+            "received": received,
+            "inputs": _encode(row.inputs).decode(),
+            "outputs": _encode(row.outputs).decode(),
+        }
+        for row in fresh
+    ]
+    return tx.execute(ledger.insert_ignore(schema.predictions), values).rowcount
+
+
+def _event(row: Prediction) -> bytes:
+    return key(row.source, row.event_id or row.id)
+
+
+def _sealed(tx: sa.Connection, events: Iterable[bytes]) -> set[bytes]:
+    column = schema.sealed_keys.c.event
+    if tx.execute(sa.select(column).limit(1)).first() is None:
+        return set()
+    found: set[bytes] = set()
+    for part in chunks(list(events)):
+        found.update(tx.scalars(sa.select(column).where(column.in_(part))))
+    return found
+
+
+def known(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[str]:
+    """Those of the prediction ids that the log holds, hot or sealed."""
+    table, found = schema.predictions, set[str]()
+    for part in chunks(ids):
+        hot = sa.select(table.c.prediction_id).where(
+            table.c.model == model, table.c.prediction_id.in_(part)
+        )
+        found.update(connection.scalars(hot))
+        column = schema.sealed_keys.c.prediction
+        keys = {key(model, name): name for name in part}
+        sealed = connection.scalars(sa.select(column).where(column.in_(list(keys))))
+        found.update(keys[value] for value in sealed)
+    return found
+
+
+def segments_of(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[int]:
+    """The segments that hold any of these prediction ids."""
+    table, found = schema.sealed_keys, set[int]()
+    for part in chunks(ids):
+        keys = [key(model, name) for name in part]
+        query = sa.select(table.c.segment).where(table.c.prediction.in_(keys)).distinct()
+        found.update(connection.scalars(query))
+    return found
+
+
+def select(
+    connection: sa.Connection,
+    model: str,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    roles: Sequence[str],
+    version: str | None,
+    ids: Sequence[str] | None,
+) -> pd.DataFrame:
+    """Hot rows as one flat frame: meta columns, `time` (µs), `in.<name>`, `out.<name>`."""
+    table = schema.predictions
+    query = sa.select(
+        table.c.prediction_id.label("id"),
+        table.c.version,
+        table.c.role,
+        table.c.source,
+        table.c.event_id,
+        sa.type_coerce(table.c.time, sa.BigInteger).label("time"),
+        table.c.inputs,
+        table.c.outputs,
+    ).where(table.c.model == model, table.c.role.in_(roles))
+    if start is not None:
+        query = query.where(table.c.time >= start)
+    if end is not None:
+        query = query.where(table.c.time < end)
+    if version is not None:
+        query = query.where(table.c.version == version)
+    if ids is None:
+        return flatten(connection.execute(query).all())
+    found = [
+        row
+        for part in chunks(ids)
+        for row in connection.execute(query.where(table.c.prediction_id.in_(part)))
+    ]
+    return flatten(found)
+
+
+def flatten(rows: Sequence[Any]) -> pd.DataFrame:
+    """Rows with JSON inputs and outputs as one column each."""
+    if not rows:
+        return pd.DataFrame(columns=[*META, "time"])
+    frame = pd.DataFrame([row[:6] for row in rows], columns=[*META, "time"])
+    # One decode over one joined array is several times faster than one per row.
+    inputs = msgspec.json.decode("[" + ",".join(row[6] for row in rows) + "]")
+    outputs = msgspec.json.decode("[" + ",".join(row[7] for row in rows) + "]")
+    return pd.concat(
+        [
+            frame,
+            pd.DataFrame(inputs).add_prefix("in."),
+            pd.DataFrame(outputs).add_prefix("out."),
+        ],
+        axis=1,
+    )
