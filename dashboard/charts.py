@@ -1,0 +1,274 @@
+"""The pictures: a metric with its interval and its versions, drift over time, and a sparkline.
+
+Every chart is a function of a query's answer and a palette. Time is UTC throughout. What data
+writes (column names) reaches a chart only as text marks and tooltips, which Vega escapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from dashboard import words
+from dashboard.theme import Palette
+from dashboard.views import DriftMap, Promotion, Spark
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STEPS = [0.5, 1.0, 2.0]  # of statistic / threshold: where the drift map's colour changes
+_ROW = 22  # height of one column of the drift map, in pixels
+
+
+def metric_chart(
+    checks: pd.DataFrame,
+    promotions: Sequence[Promotion],
+    colours: Palette,
+    *,
+    champion: str,
+    metric: str,
+) -> Any:
+    """The realised metric per check with its 95 % interval, the baseline's expectation (dashed),
+    the tolerance (solid), each promotion as a mark, and the state of each moment below."""
+    frame = _worded(checks, champion)
+    span = [frame["at"].min(), frame["at"].max()]
+    x = _time("at", span)
+    base = alt.Chart(frame)
+    tint = alt.Color(
+        "serving:N",
+        legend=None,
+        scale=alt.Scale(
+            domain=["champion", "former"], range=[colours.champion, colours.former]
+        ),
+    )
+    y = alt.Y(
+        "value:Q",
+        title=words.first_upper(words.metric(metric)),
+        scale=alt.Scale(zero=False, nice=True, padding=4),
+        axis=alt.Axis(tickCount=5, format=".3~g"),
+    )
+    band = base.mark_area(opacity=0.18, interpolate="linear").encode(
+        x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, detail="segment:N"
+    )
+    line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=tint, detail="segment:N")
+    steps = {"interpolate": "step-after"}
+    expected = base.mark_line(
+        strokeDash=[5, 4], strokeWidth=1.5, color=colours.compared, **steps
+    ).encode(x=x, y="expected:Q", detail="segment:N")
+    tolerated = base.mark_line(strokeWidth=1.5, color=colours.compared, **steps).encode(
+        x=x, y="tolerated:Q", detail="segment:N"
+    )
+    over = (
+        base.transform_filter("datum.over")
+        .mark_point(shape="triangle-up", filled=True, size=46, opacity=1)
+        .encode(x=x, y=y, color=alt.value(colours.states["decaying"]))
+    )
+    hover = base.mark_point(size=160, opacity=0).encode(x=x, y=y, tooltip=_METRIC_TOOLTIP)
+    marks = _marks(promotions, span, colours, champion)
+    picture = alt.layer(band, tolerated, expected, line, over, *marks, hover).properties(height=280)
+    return (
+        alt.vconcat(picture, _state_strip(checks, colours), spacing=6)
+        .resolve_scale(color="independent", x="shared")
+        .configure_view(strokeWidth=0)
+    )
+
+
+_METRIC_TOOLTIP = [
+    alt.Tooltip("when:N", title="check"),
+    alt.Tooltip("said:N", title="metric"),
+    alt.Tooltip("limits:N", title="expected, tolerated"),
+    alt.Tooltip("version:N", title="version"),
+    alt.Tooltip("labelled:Q", title="labelled rows", format=","),
+    alt.Tooltip("mood:N", title="state"),
+]
+
+
+def _worded(checks: pd.DataFrame, champion: str) -> pd.DataFrame:
+    """The checks with what the marks and tooltips need, in words."""
+    frame = checks.copy()
+    frame["serving"] = ["champion" if v == champion else "former" for v in frame["version"]]
+    # A version that returns after a rollback is another segment, not a line across the gap.
+    frame["segment"] = (frame["version"] != frame["version"].shift()).cumsum()
+    frame["over"] = (frame["value"] > frame["tolerated"]) & frame["tolerated"].notna()
+    frame["when"] = [words.clock(at.to_pydatetime()) for at in frame["at"]]
+    frame["said"] = [
+        f"{words.number(v)} {words.interval(_some(low), _some(high))}".strip()
+        for v, low, high in zip(frame["value"], frame["low"], frame["high"], strict=True)
+    ]
+    frame["limits"] = [
+        f"{words.number(e)}, {words.number(t)}"
+        for e, t in zip(frame["expected"], frame["tolerated"], strict=True)
+    ]
+    frame["mood"] = [words.look(state).label for state in frame["state"]]
+    frame["version"] = [f"v{words.clean(v, most=20)}" for v in frame["version"]]
+    return frame
+
+
+def _some(value: float) -> float | None:
+    return None if value != value else value
+
+
+_DATES = alt.Axis(grid=False, labelOverlap="greedy", tickCount=6, labelFlush=True, format="%-d %b %y")
+
+
+def _time(field: str, span: Sequence[Any], axis: Any = _DATES) -> Any:
+    """A UTC time axis over exactly the span."""
+    scale = alt.Scale(type="utc", domain=[moment.isoformat() for moment in span])
+    return alt.X(f"{field}:T", title=None, scale=scale, axis=axis)
+
+
+def _marks(
+    promotions: Sequence[Promotion], span: Sequence[Any], colours: Palette, champion: str
+) -> list[Any]:
+    """Each promotion as a vertical rule with the version's number on top."""
+    import pandas as pd
+
+    first, last = span
+    inside = [p for p in promotions if first <= pd.Timestamp(p.at) <= last]
+    if not inside:
+        return []
+    frame = pd.DataFrame(
+        {
+            "at": [pd.Timestamp(p.at) for p in inside],
+            "label": [f"v{words.clean(p.version, most=12)}" for p in inside],
+            "serving": ["champion" if p.version == champion else "former" for p in inside],
+            "how": [f"{p.kind}, by {words.clean(p.by, most=40)}" for p in inside],
+            "when": [words.clock(p.at) for p in inside],
+        }
+    )
+    tint = alt.condition(
+        "datum.serving == 'champion'", alt.value(colours.champion), alt.value(colours.former)
+    )
+    base = alt.Chart(frame).encode(
+        x=alt.X("at:T"),
+        tooltip=[
+            alt.Tooltip("label:N", title="became champion"),
+            alt.Tooltip("when:N", title="at"),
+            alt.Tooltip("how:N", title="how"),
+        ],
+    )
+    rule = base.mark_rule(strokeWidth=1.5, opacity=0.8).encode(color=tint)
+    text = base.mark_text(align="left", baseline="top", dx=4, fontSize=12, fontWeight="bold").encode(
+        y=alt.value(2), text="label:N", color=tint
+    )
+    return [rule, text]
+
+
+def _state_strip(checks: pd.DataFrame, colours: Palette) -> Any:
+    """One thin bar: the state of every moment, runs of equal states merged."""
+    import pandas as pd
+
+    at, states = list(checks["at"]), list(checks["state"])
+    starts = [0, *(i for i in range(1, len(at)) if states[i] != states[i - 1]), len(at)]
+    rows = []
+    for begin, end in pairwise(starts):
+        until = at[min(end, len(at) - 1)]
+        appearance = words.look(states[begin])
+        rows.append(
+            {
+                "at": at[begin],
+                "until": until,
+                "mood": appearance.label,
+                "colour": colours.states.get(states[begin], colours.former),
+                "when": f"{words.day(at[begin])} to {words.day(until)}",
+            }
+        )
+    return (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_rect(height=10, cornerRadius=2)
+        .encode(
+            x=_time("at", [at[0], at[-1]], axis=None),
+            x2="until:T",
+            color=alt.Color("colour:N", scale=None, legend=None),
+            tooltip=[alt.Tooltip("mood:N", title="state"), alt.Tooltip("when:N", title="from, to")],
+        )
+        .properties(height=10)
+    )
+
+
+def drift_chart(drift: DriftMap, colours: Palette) -> Any:
+    """Columns x time: the strongest statistic of each check against its own threshold."""
+    frame = drift.frame.copy()
+    frame["name"] = [words.clean(name, most=60) for name in frame["column"]]
+    frame["when"] = [words.clock(at.to_pydatetime()) for at in frame["start"]]
+    frame["said"] = [
+        f"{statistic} {words.number(value)}, threshold {words.number(threshold)}"
+        for statistic, value, threshold in zip(
+            frame["statistic"], frame["value"], frame["threshold"], strict=True
+        )
+    ]
+    span = [frame["start"].min(), frame["end"].max()]
+    return (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            x=_time("start", span),
+            x2="end:T",
+            y=alt.Y(
+                "name:N",
+                title=None,
+                sort=[words.clean(name, most=60) for name in drift.columns],
+                scale=alt.Scale(paddingInner=0.12),
+                axis=alt.Axis(labelLimit=190, ticks=False, domain=False),
+            ),
+            color=alt.Color(
+                "ratio:Q",
+                scale=alt.Scale(type="threshold", domain=_STEPS, range=list(colours.ramp)),
+                legend=alt.Legend(
+                    title=None, orient="top", direction="horizontal", format=".2~g", labelFontSize=11
+                ),
+            ),
+            tooltip=[
+                alt.Tooltip("name:N", title="column"),
+                alt.Tooltip("when:N", title="check"),
+                alt.Tooltip("said:N", title="strongest"),
+                alt.Tooltip("ratio:Q", title="times its threshold", format=".3~g"),
+            ],
+        )
+        .properties(height=max(2, len(drift.columns)) * _ROW)
+        .configure_view(strokeWidth=0)
+    )
+
+
+def sparkline(spark: Spark, colours: Palette, *, width: int = 220, height: int = 40) -> str:
+    """The last days as a small SVG: the metric in the champion's colour, the tolerance in grey.
+
+    Only numbers reach the text, so that nothing in it can be markup. Parts without a value are
+    bridged: checks may be rarer than parts. Empty where there is no value at all.
+    """
+    known = [value for value in spark.values if value is not None]
+    if not known:
+        return ""
+    marks = [*known, *([spark.tolerated] if spark.tolerated is not None else [])]
+    low, high = min(marks), max(marks)
+    room = (high - low) or abs(high) or 1.0
+    step = width / max(1, len(spark.values) - 1)
+
+    def y(value: float) -> float:
+        return round(4 + (height - 8) * (1 - (value - low) / room), 1)
+
+    shapes = []
+    if spark.tolerated is not None:
+        at = y(spark.tolerated)
+        shapes.append(
+            f'<line x1="0" x2="{width}" y1="{at}" y2="{at}" stroke="{colours.compared}" '
+            'stroke-width="1" stroke-dasharray="3 3"/>'
+        )
+    points = [(i * step, v) for i, v in enumerate(spark.values)]
+    known_points = [(round(x, 1), y(v)) for x, v in points if v is not None]
+    path = " ".join(f"{x},{at}" for x, at in known_points)
+    shapes.append(
+        f'<polyline points="{path}" fill="none" stroke="{colours.champion}" stroke-width="1.8" '
+        'stroke-linejoin="round" stroke-linecap="round"/>'
+    )
+    x, at = known_points[-1]
+    over = spark.tolerated is not None and known[-1] > spark.tolerated
+    end = colours.states["decaying"] if over else colours.champion
+    shapes.append(f'<circle cx="{min(x, width - 3.5)}" cy="{at}" r="3.2" fill="{end}"/>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">{"".join(shapes)}</svg>'
+    )

@@ -1,0 +1,253 @@
+"""Model: how is it doing, and why?"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import streamlit as st
+
+from dashboard import charts, parts, routes, tables, words
+from dashboard.source import Desk
+from dashboard.views import Decision, Event, ModelRow, ModelView
+
+_RANGES = {"30d": "30 days", "90d": "90 days", "365d": "1 year", "all": "all"}
+_EVENTS = 12  # shown at once; the rest is folded
+
+
+@parts.guarded
+def show(desk: Desk) -> None:
+    name = routes.parameter("name")
+    if not name:
+        _pick(desk)
+        return
+    span = routes.parameter("range", tuple(_RANGES)) or "all"
+    days = None if span == "all" else timedelta(days=int(span.removesuffix("d")))
+    # Rounded to the minute, so that the answer is found again in the cache.
+    start = None if days is None else desk.now.replace(second=0, microsecond=0) - days
+    view = desk.model(name, start)
+    _head(desk, view)
+    if view.row.checked is None:
+        _unchecked(view.row)
+        return
+    if view.row.overdue and view.row.every:
+        parts.overdue("This model has", view.row.checked, view.row.every, desk.now)
+    _numbers(desk, view)
+    _metric(view)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        _drift(view)
+    with right:
+        _retraining(desk, view)
+    _happened(desk, view)
+    tables.columns(view)
+    tables.serving(view, desk.now)
+    tables.actions(view.row)
+
+
+def _pick(desk: Desk) -> None:
+    """The page without a name: choose a model."""
+    rows = desk.fleet().rows
+    st.header("Which model?", anchor=False)
+    if not rows:
+        parts.first_steps()
+    for row in rows:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            routes.link("model", words.plain(row.model, most=80), name=row.model)
+            st.markdown(words.mark(words.look(row.state)), width="content")
+
+
+def _head(desk: Desk, view: ModelView) -> None:
+    row = view.row
+    top = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute")
+    with top:
+        with st.container(horizontal=True, vertical_alignment="center", width="content"):
+            st.header(words.plain(row.model, most=80), anchor=False, width="content")
+            st.markdown(words.mark(words.look(row.state)), width="content")
+        with st.container(width="content"):
+            parts.as_of(desk, row.checked)
+    facts = []
+    if row.version and row.champion_since:
+        since = words.day(row.champion_since, desk.now)
+        served = words.age(desk.now - row.champion_since)
+        facts.append(f"v{words.plain(row.version, most=20)} champion since {since} ({served})")
+    elif row.version:
+        facts.append(f"v{words.plain(row.version, most=20)}")
+    if row.since is not None:
+        held = words.age(desk.now - row.since)
+        facts.append(f"{words.look(row.state).word} since {words.day(row.since, desk.now)} ({held})")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(" · ".join(facts) or "no champion yet", width="content")
+        parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
+    if row.reason:
+        st.markdown(words.plain(words.first_upper(row.reason), most=600))
+    _now(row)
+
+
+def _now(row: ModelRow) -> None:
+    """What is going on, with links."""
+    if row.incident is not None:
+        title = words.plain(row.incident.title, most=160)
+        more = f" (+{row.incidents - 1} more)" if row.incidents > 1 else ""
+        routes.link("incidents", f"Incident {row.incident.id}: {title}{more}", id=str(row.incident.id))
+    if row.run is not None:
+        at = "waits for approval" if row.run.state == "waiting" else row.run.step or "starting"
+        routes.link("runs", f"Run {words.plain(row.run.id[:8])}: {words.plain(at)}", id=row.run.id)
+
+
+def _unchecked(row: ModelRow) -> None:
+    st.info(
+        "**No check yet.** The first one comes with the next tick, once predictions are in the log.",
+        icon=":material/hourglass_empty:",
+    )
+    st.caption("Check it now:")
+    parts.command("check", row.model)
+
+
+def _numbers(desk: Desk, view: ModelView) -> None:
+    """Four numbers a person asks for first."""
+    row = view.row
+    ages = view.latest.staleness if view.latest else None
+    cells = st.columns(4)
+    with cells[0]:
+        _cell(
+            words.first_upper(words.metric(row.metric)),
+            words.number(row.value),
+            f"95 % {words.interval(row.low, row.high)} · n {words.count(row.n)}"
+            if row.value is not None
+            else row.why or "no labels yet",
+        )
+    with cells[1]:
+        _cell(
+            "Tolerated",
+            words.number(row.tolerated),
+            f"expected {words.number(row.expected)} · lower is better",
+        )
+    with cells[2]:
+        lag = words.age(ages.label_lag) if ages else words.MISSING
+        _cell("Labels in", words.share(row.coverage), f"of rows old enough · lag {lag}")
+    with cells[3]:
+        newest = words.age(ages.prediction) if ages else words.MISSING
+        rows = words.count(view.latest.rows) if view.latest else words.MISSING
+        _cell("Rows in window", rows, f"newest prediction {newest} before the check")
+
+
+def _cell(label: str, value: str, below: str) -> None:
+    with st.container(border=True, height="stretch"):
+        st.metric(label, value)
+        st.caption(words.plain(below))
+
+
+def _metric(view: ModelView) -> None:
+    name = words.metric(view.row.metric)
+    head = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
+    with head:
+        title = f"{words.first_upper(name)} over time"
+        st.subheader(title, anchor=False, width="content")
+        with st.container(width="content"):
+            parts.choice("Range", "range", _RANGES, otherwise="all")
+    if view.checks.empty:
+        st.caption("No check in this range.")
+        return
+    if not view.checks["value"].notna().any():
+        st.caption("No labels have arrived in this range: the states are shown, the metric is not known.")
+    picture = charts.metric_chart(
+        view.checks,
+        view.promotions,
+        parts.colours(),
+        champion=view.row.version,
+        metric=view.row.metric,
+    )
+    st.altair_chart(picture, width="stretch", alt=f"{name} over time with its 95 % interval")
+    every = "" if view.every == 1 else f" One of {view.every} checks is shown, the worst of each."
+    st.caption(
+        ":primary[━] realised by the champion, with its 95 % interval · :gray[━] by earlier versions · "
+        ":gray[╌] expected · :gray[─] tolerated · :orange[▲] over it · │ promotions · below: the state."
+        + every
+    )
+
+
+def _drift(view: ModelView) -> None:
+    st.subheader("Drift against threshold", anchor=False)
+    drift = view.drift
+    if not drift.columns:
+        said = f"None of {drift.quiet} columns crossed its threshold." if drift.quiet else ""
+        st.caption(said or "No drift was measured in this range.")
+        return
+    st.altair_chart(
+        charts.drift_chart(drift, parts.colours()),
+        width="stretch",
+        alt="drift of each column over time, as a multiple of its threshold",
+    )
+    facts = ["Strongest statistic ÷ its threshold; 1 is the line"]
+    if drift.quiet:
+        facts.append(f"{drift.quiet} quiet column{'s' * (drift.quiet != 1)}")
+    if drift.folded:
+        facts.append(f"{drift.folded} more crossed")
+    if drift.every > 1:
+        facts.append(f"one of {drift.every} checks shown")
+    if view.latest and view.latest.provisional:
+        facts.append(f"thresholds are provisional: {words.plain(view.latest.provisional)}")
+    st.caption(" · ".join(facts))
+
+
+def _retraining(desk: Desk, view: ModelView) -> None:
+    st.subheader("Retraining", anchor=False)
+    if not view.decisions:
+        st.caption("Nothing has been decided yet.")
+        return
+    latest = view.decisions[0]
+    st.markdown(f"**{_ACTIONS.get(latest.action, words.plain(latest.action))}**")
+    st.markdown(words.plain(words.first_upper(latest.reason), most=600))
+    change = latest.detail.get("would_change")
+    if isinstance(change, str) and change:
+        st.caption(f"What would change this: {words.plain(change, most=400)}")
+    with st.expander(f"Decisions ({len(view.decisions)})"):
+        for decision in view.decisions[:20]:
+            _decision(desk.now, decision)
+    for run in view.runs[:5]:
+        seen = words.look(run.state, words.RUNS)
+        label = f"Run {words.plain(run.id[:8])} {words.mark(seen)} {words.day(run.started, desk.now)}"
+        routes.link("runs", label, id=run.id)
+
+
+_ACTIONS = {
+    "retrain": "Retrain",
+    "wait": "Not now",
+    "ask": "Waits for a person",
+    "rollback": "Roll back",
+}
+
+
+def _decision(now: datetime, decision: Decision) -> None:
+    times = f" ×{decision.repeated}" if decision.repeated > 1 else ""
+    action = _ACTIONS.get(decision.action, words.plain(decision.action))
+    when = words.day(decision.at, now)
+    st.markdown(f"{when} · **{action}**{times} · {words.plain(decision.reason, most=300)}")
+
+
+def _happened(desk: Desk, view: ModelView) -> None:
+    st.subheader("What happened", anchor=False)
+    if not view.events:
+        st.caption("Nothing in this range.")
+    for event in view.events[:_EVENTS]:
+        _event(desk.now, event)
+    rest = view.events[_EVENTS : _EVENTS + 100]
+    if rest:
+        with st.expander(f"Earlier ({len(rest)})"):
+            for event in rest:
+                _event(desk.now, event)
+
+
+def _event(now: datetime, event: Event) -> None:
+    when = words.day(event.at, now)
+    text = words.plain(event.text, most=220)
+    date, said = st.columns([1, 11], gap="small", vertical_alignment="center")
+    with date:
+        st.caption(when)
+    with said:
+        if event.incident_id is not None:
+            routes.link("incidents", text, id=str(event.incident_id))
+        elif event.run_id is not None:
+            routes.link("runs", text, id=event.run_id)
+        else:
+            st.markdown(text)

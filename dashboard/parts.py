@@ -1,0 +1,167 @@
+"""What several pages are made of: the state of the data, choices in the address, error pages."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
+from functools import wraps
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import sqlalchemy as sa
+import streamlit as st
+
+from core.errors import NotFound, ShelflifeError
+from dashboard import routes, words
+from dashboard.source import Desk, read_environment
+from dashboard.theme import Palette, palette
+
+_LIVE = timedelta(seconds=5)
+
+
+def guarded(page: Callable[[Desk], None]) -> Callable[[], None]:
+    """A page that says what is wrong, and what to do, where it cannot be shown."""
+
+    @wraps(page)
+    def show() -> None:
+        try:
+            page(Desk(read_environment()))
+        except NotFound as error:
+            _problem("There is nothing here", str(error), "")
+            routes.link("fleet", "← All models")
+        except ShelflifeError as error:
+            _problem("No data to show yet", str(error), _FIRST_STEPS)
+        except sa.exc.SQLAlchemyError as error:
+            _problem("The ledger cannot be read", _database_said(error), _MEND)
+
+    return show
+
+
+_FIRST_STEPS = """
+**What to do next**
+
+- Try it on real data: `shelflife demo` trains, serves, watches and retrains a model in minutes.
+- Watch your own model: `shelflife init`, then `shelflife register` and `shelflife up`.
+- It runs already? `shelflife doctor` says which ledger it writes and what is wrong with it.
+"""
+_MEND = """
+**What to do next**
+
+- Reload this page: a busy or restarting database often answers a moment later.
+- `shelflife doctor` checks the ledger, the disk and the clock.
+"""
+
+
+def _problem(title: str, said: str, steps: str) -> None:
+    st.subheader(title, anchor=False)
+    st.info(words.plain(words.first_upper(said), most=500), icon=":material/info:")
+    if steps:
+        st.markdown(steps)
+
+
+def _database_said(error: sa.exc.SQLAlchemyError) -> str:
+    """The driver's own sentence; never the statement or its values."""
+    return str(getattr(error, "orig", None) or type(error).__name__)
+
+
+def first_steps() -> None:
+    """What a person sees who has no model yet."""
+    st.subheader("No models yet", anchor=False)
+    st.markdown("shelflife watches deployed models for decay; none has been registered here.")
+    st.markdown(_FIRST_STEPS)
+
+
+def colours() -> Palette:
+    """The palette of the reader's theme."""
+    theme = st.context.theme
+    return palette(theme.type if theme else None)
+
+
+def local_zone() -> tzinfo | None:
+    """The reader's time zone, if the browser said."""
+    name = st.context.timezone
+    try:
+        return ZoneInfo(name) if name else None
+    except (ZoneInfoNotFoundError, ValueError):
+        return None
+
+
+def as_of(desk: Desk, checked: datetime | None) -> None:
+    """When the newest check was made; renews itself, and the page when there is something new."""
+
+    @st.fragment(run_every=_LIVE)
+    def live() -> None:
+        if desk.changed():
+            st.rerun(scope="app")
+        now = Desk(desk.source).now
+        if checked is None:
+            st.caption("no check yet")
+            return
+        where = "replayed history, " if desk.source.replay else ""
+        moment = words.clock(checked, local_zone(), now)
+        st.caption(f"{where}as of {moment}, {words.ago(checked, now)}")
+
+    live()
+
+
+def overdue(what: str, checked: datetime, every: timedelta, now: datetime) -> None:
+    """Say that nobody is watching."""
+    st.warning(
+        f"**{what} not been checked for {words.age(now - checked)}**; checks came every "
+        f"{words.age(every)}. What you see may be out of date. Is `shelflife up` running? "
+        "`shelflife doctor` finds out.",
+        icon=":material/schedule:",
+    )
+
+
+def choice(
+    label: str, parameter: str, options: dict[str, str], *, otherwise: str
+) -> str:
+    """One of a few options, kept in the address; the label and options are Markdown."""
+    chosen = routes.parameter(parameter, tuple(options)) or otherwise
+    picked = st.pills(
+        label,
+        list(options),
+        default=chosen,
+        format_func=lambda option: options[option],
+        key=f"{parameter}:{chosen}",
+        label_visibility="collapsed",
+    )
+    picked = picked or otherwise
+    routes.remember(parameter, None if picked == otherwise else picked)
+    if picked != chosen:
+        st.rerun()
+    return picked
+
+
+def command(*arguments: str) -> None:
+    """A command a person may copy."""
+    st.code(shlex.join(("shelflife", *(words.clean(a, most=128) for a in arguments))), language=None)
+
+
+def report(desk: Desk, relative: str | None, state: str, name: str) -> None:
+    """The Evidently report: to download, or where it is on its way."""
+    path = desk.report(relative)
+    if path is None:
+        said = {
+            "wanted": "The Evidently report is being made.",
+            "failed": "The Evidently report could not be made; the incident's timeline says why.",
+        }
+        st.caption(said.get(state, "There is no Evidently report."))
+        return
+    st.download_button(
+        "Evidently report (HTML)",
+        data=path.read_bytes,
+        file_name=f"{name}.html",
+        mime="text/html",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    st.caption(f"{path.stat().st_size / 1e6:.1f} MB; opens in any browser, without a network.")
+
+
+def mlflow(desk: Desk, model: str, version: str, label: str) -> None:
+    """A link to a version in the MLflow UI, where one is known."""
+    url = desk.mlflow_link(model, version)
+    if url:
+        st.link_button(label, url, icon=":material/open_in_new:", type="tertiary")

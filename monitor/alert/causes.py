@@ -1,0 +1,122 @@
+"""Every cause of an incident: its message types, its symbol, its words, and what a person can do.
+
+A cause that is not listed still opens an incident and sends messages, in general words.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+RESOLVED = "●"
+_ENDED = "incident.resolved"  # of causes that happen once and have no opposite event
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """How incidents of one cause are told."""
+
+    symbol: str  # the state's shape, as on the dashboard
+    says: str  # completes "repurchase …"
+    over: str  # the same, once it is resolved
+    detected: str  # message types: dotted words
+    resolved: str = _ENDED
+    next: tuple[str, ...] = ()  # what a person can do now; {model} and {incident} are filled in
+
+
+CAUSES: dict[str, Cause] = {
+    "decay": Cause(
+        symbol="▲",
+        says="is decaying",
+        over="is no longer decaying",
+        detected="model.decay.detected",
+        resolved="model.decay.resolved",
+        next=("shelflife retrain {model}", "shelflife rollback {model}", "acknowledge {incident}"),
+    ),
+    "drift": Cause(
+        symbol="◐",
+        says="is drifting",
+        over="is no longer drifting",
+        detected="model.drift.detected",
+        resolved="model.drift.resolved",
+        next=("nothing while the loss holds", "shelflife retrain {model}"),
+    ),
+    "stale": Cause(
+        symbol="◷",
+        says="is stale",
+        over="is no longer stale",
+        detected="model.stale.detected",
+        resolved="model.stale.resolved",
+        next=("shelflife retrain {model}", "acknowledge {incident}"),
+    ),
+    "broken_feed": Cause(
+        symbol="■",
+        says="has a broken feed",
+        over="has a sound feed again",
+        detected="model.broken_feed.detected",
+        resolved="model.broken_feed.resolved",
+        next=("mend the feed; no retraining starts from it", "acknowledge {incident}"),
+    ),
+    "no_data": Cause(
+        symbol="■",
+        says="gets no data",
+        over="gets data again",
+        detected="model.data_missing.detected",
+        resolved="model.data_missing.resolved",
+        next=("see whether callers still reach the endpoint", "acknowledge {incident}"),
+    ),
+    "retrain_failed": Cause(
+        symbol="▲",
+        says="could not be retrained",
+        over="is no longer held up by a failed run",
+        detected="retrain.failed",
+        next=("read the run's error", "shelflife retrain {model}"),
+    ),
+    "promotion_failed": Cause(
+        symbol="▲",
+        says="could not be promoted",
+        over="is no longer held up by a failed promotion",
+        detected="model.promotion_failed",
+        next=("see which version answers", "shelflife rollback {model}"),
+    ),
+    "rollback": Cause(
+        symbol="▲",
+        says="was rolled back",
+        over="is past its rollback",
+        detected="model.rolled_back",
+        next=("look at the withdrawn version before promoting again", "acknowledge {incident}"),
+    ),
+    "monitor": Cause(
+        symbol="■",
+        says="is not being watched",
+        over="is being watched again",
+        detected="monitor.unhealthy",
+        next=("shelflife doctor", "acknowledge {incident}"),
+    ),
+}
+
+#: Types of messages that tell of a step, not of an incident's beginning or end.
+STEPS = (
+    "retrain.started",
+    "retrain.succeeded",
+    "retrain.failed",
+    "retrain.refused",
+    "model.promoted",
+    "model.rolled_back",
+)
+
+
+def cause(name: str) -> Cause:
+    """The cause of that name, or one in general words."""
+    known = CAUSES.get(name)
+    if known is not None:
+        return known
+    words = name.replace("_", " ")
+    return Cause(
+        symbol="▲", says=f"has an incident ({words})", over=f"is past its incident ({words})",
+        detected="incident.opened",
+    )  # fmt: skip
+
+
+def message_types() -> frozenset[str]:
+    """Every type a message can have; the documentation lists them."""
+    told = {kind for known in CAUSES.values() for kind in (known.detected, known.resolved)}
+    return frozenset({*told, *STEPS, cause("").detected})

@@ -1,0 +1,285 @@
+"""One check of one model at one moment: gather the evidence, measure it, judge it, keep it.
+
+`gather` reads the log and `record` writes the ledger; `run_check` between them is pure: the same
+arguments give the same result, today or in a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+from msgspec import Struct
+
+from core import schema
+from core.ledger import Ledger
+from core.settings import ModelSettings, span
+from core.spec import METRICS, Metric, ModelSpec
+from monitor import verdict
+from monitor.baseline import Baseline, read_columns, sorted_reference
+from monitor.log.records import Rows, SampleLog
+from monitor.measure import drift, quality, staleness, thresholds
+from monitor.measure.performance import realised
+from monitor.results import CheckResult, ColumnDrift, Performance, QualityIssue
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LATE = 0.95  # quantile of the label lags at which a label counts as late
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """What the registry knows of the version that is checked."""
+
+    version: str
+    registered: datetime
+    promoted: datetime | None = None  # when it became champion
+
+
+class Evidence(Struct, kw_only=True):
+    """What the log knew at the moment of the check; nothing later."""
+
+    window_start: datetime
+    window_end: datetime
+    rows: Rows  # window_start <= time < window_end, answered by any version
+    labelled: Rows  # answered by this version, label known in (window_start, window_end]
+    newest_prediction: datetime | None
+    newest_label: datetime | None
+    label_lag: timedelta | None  # median of rows whose label became known in the window
+    matured: int | None = None  # rows of this version old enough to have a label; None: unknown
+    matured_labelled: int = 0  # ... that have one
+
+
+def gather(
+    log: SampleLog, model: str, version: str, *, at: datetime, settings: ModelSettings
+) -> Evidence:
+    """Read what the check needs, as it was known at `at`."""
+    start = at - span(settings.window)
+    rows = log.read(model, start=start, end=at, known_at=at)
+    arrived = log.read(model, end=at, known_at=at, known_after=start, labelled=True)
+    newest_rows = rows if len(rows) else log.read(model, end=at, known_at=at, newest=1)
+    newest_labels = (
+        arrived if len(arrived) else log.read(model, end=at, known_at=at, labelled=True, newest=1)
+    )
+    lags = _lags(arrived)
+    late = span(settings.label_delay) if settings.label_delay else None
+    if late is None and len(lags):
+        late = timedelta(seconds=float(np.quantile(lags, _LATE)))
+    matured, matured_labelled = None, 0
+    if late is not None:
+        old = log.read(model, start=start - late, end=at - late, known_at=at, version=version)
+        matured, matured_labelled = len(old), int(old.meta["label_time"].notna().sum())
+    return Evidence(
+        window_start=start,
+        window_end=at,
+        rows=rows,
+        labelled=only_version(arrived, version),
+        newest_prediction=_newest(newest_rows.meta["time"]),
+        newest_label=_newest(newest_labels.meta["label_time"]),
+        label_lag=timedelta(seconds=float(np.median(lags))) if len(lags) else None,
+        matured=matured,
+        matured_labelled=matured_labelled,
+    )
+
+
+def _lags(rows: Rows) -> np.ndarray:
+    """Seconds from prediction to label."""
+    spans = rows.meta["label_time"] - rows.meta["time"]
+    lags: np.ndarray = spans.dropna().dt.total_seconds().to_numpy()
+    return lags
+
+
+def only_version(rows: Rows, version: str) -> Rows:
+    """The rows that this version answered."""
+    mine = (rows.meta["version"] == version).to_numpy(dtype=bool)
+    return Rows(
+        meta=rows.meta[mine].reset_index(drop=True),
+        inputs=rows.inputs[mine].reset_index(drop=True),
+        outputs=rows.outputs[mine].reset_index(drop=True),
+        segments=rows.segments,
+        problems=rows.problems,
+    )
+
+
+def _newest(times: pd.Series) -> datetime | None:
+    known = times.dropna()
+    return known.max().to_pydatetime() if len(known) else None
+
+
+def run_check(
+    baseline: Baseline,
+    reference: pd.DataFrame,
+    evidence: Evidence,
+    history: Sequence[CheckResult],
+    facts: ModelFacts,
+    settings: ModelSettings,
+    *,
+    at: datetime,
+) -> CheckResult:
+    """Measure and judge; no clock, no I/O.
+
+    Args:
+        reference: the version's reference sample (`monitor.baseline.reference_sample`).
+        history: earlier checks of this model, newest first; three suffice.
+    """
+    rows = len(evidence.rows)
+    drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
+    performance = _performance(baseline, evidence, settings)
+    ages = staleness.ages(
+        at=at,
+        registered=facts.registered,
+        promoted=facts.promoted,
+        trained_until=baseline.trained_until,
+        newest_prediction=evidence.newest_prediction,
+        newest_label=evidence.newest_label,
+        label_lag=evidence.label_lag,
+    )
+    judged = verdict.Evidence(
+        version=facts.version,
+        at=at,
+        rows=rows,
+        quality=issues,
+        drift=drifts,
+        performance=performance,
+        staleness=ages,
+        promoted=facts.promoted,
+        label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
+    )
+    state, reason, findings = verdict.judge(judged, history, settings)
+    return CheckResult(
+        model=baseline.spec.name,
+        version=facts.version,
+        at=at,
+        window_start=evidence.window_start,
+        window_end=evidence.window_end,
+        rows=rows,
+        labelled=performance.n,
+        state=state,
+        reason=reason,
+        quality=issues,
+        drift=drifts,
+        performance=performance,
+        staleness=ages,
+        findings=findings,
+        provisional=provisional,
+    )
+
+
+def _data(
+    baseline: Baseline,
+    reference: pd.DataFrame,
+    evidence: Evidence,
+    facts: ModelFacts,
+    settings: ModelSettings,
+    *,
+    at: datetime,
+) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
+    """Drift and quality of the window, and why the thresholds are provisional."""
+    rows, spec, columns = len(evidence.rows), baseline.spec, baseline.calibration.columns
+    # Another version's outputs say nothing of this one's; inputs are everybody's.
+    mine = only_version(evidence.rows, facts.version)
+    window = read_columns(spec, evidence.rows.inputs, None)
+    answers = read_columns(spec, mine.inputs, mine.outputs)
+    window |= {key: values for key, values in answers.items() if key.startswith("output:")}
+    tests = sum(drift.tests_of(profile) for profile in baseline.columns)
+    checks = span(settings.check_every)
+    drifts = drift.measure(
+        baseline.columns,
+        columns,
+        sorted_reference(baseline, reference),
+        window,
+        alpha=thresholds.alpha(settings.false_alarms_per_quarter, checks, tests),
+        min_rows=settings.min_rows,
+    )
+    issues = quality.inspect(
+        baseline.inputs, columns, window, settings.quality, rows=rows, min_rows=settings.min_rows
+    )
+    after = settings.no_data_after
+    silent = quality.silence(
+        at=at,
+        newest=evidence.newest_prediction,
+        rows=rows,
+        after=span(after) if after else 2 * span(settings.window),
+    )
+    provisional = thresholds.provisional(baseline.calibration, rows) if rows else ""
+    return drifts, (*([silent] if silent else ()), *issues), provisional
+
+
+def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings) -> Performance:
+    labelled, spec = evidence.labelled, baseline.spec
+    metric = chosen_metric(spec, settings)
+    coverage = evidence.matured_labelled / evidence.matured if evidence.matured else None
+    times = labelled.meta["time"]
+    return realised(
+        spec,
+        metric,
+        labelled.outputs,
+        labelled.meta["label"].tolist(),
+        expected=baseline.expected.of(metric) if baseline.expected else None,
+        tolerance=settings.tolerance,
+        min_rows=settings.min_rows,
+        coverage=coverage,
+        since=times.min().to_pydatetime() if len(times) else None,
+        until=times.max().to_pydatetime() if len(times) else None,
+    )
+
+
+def chosen_metric(spec: ModelSpec, settings: ModelSettings) -> Metric:
+    """The metric of the settings where the task has it, else the model's own."""
+    wanted = settings.metric
+    return wanted if wanted is not None and wanted in METRICS[spec.task] else spec.metric
+
+
+def record(tx: sa.Connection, result: CheckResult, *, created: datetime | None = None) -> int:
+    """Keep a check and return its id; a check of this model and moment is kept once.
+
+    `created` is the shell's clock; the moment of the check when not given.
+    """
+    table = schema.checks
+    known = sa.select(table.c.id).where(table.c.model == result.model, table.c.at == result.at)
+    found = tx.scalar(known)
+    if found is not None:
+        return int(found)
+    performance = result.performance
+    values = {
+        "model": result.model,
+        "version": result.version,
+        "at": result.at,
+        "window_start": result.window_start,
+        "window_end": result.window_end,
+        "rows": result.rows,
+        "labelled": result.labelled,
+        "state": result.state,
+        "reason": result.reason,
+        "metric": performance.metric,
+        "value": performance.value,
+        "low": performance.low,
+        "high": performance.high,
+        "expected": performance.expected,
+        "tolerated": performance.tolerated,
+        "result": msgspec.json.encode(result).decode(),
+        "created": created or result.at,
+    }
+    try:
+        with tx.begin_nested():
+            query = table.insert().values(values).returning(table.c.id)
+            return int(tx.execute(query).scalar_one())
+    except sa.exc.IntegrityError:  # PostgreSQL: another process recorded it since we looked
+        return int(tx.execute(known).scalar_one())
+
+
+def recent(ledger: Ledger, model: str, before: datetime, limit: int) -> list[CheckResult]:
+    """The checks of a model before a moment, newest first, at most `limit`."""
+    table = schema.checks
+    query = (
+        sa.select(table.c.result)
+        .where(table.c.model == model, table.c.at < before)
+        .order_by(table.c.at.desc())
+        .limit(limit)
+    )
+    with ledger.read() as tx:
+        return [msgspec.json.decode(text, type=CheckResult) for text in tx.scalars(query)]

@@ -1,0 +1,223 @@
+"""What a column of the baseline looked like: a few numbers and counts per cell, small and in JSON.
+
+The cells are fixed by the baseline once: for numbers about twenty of equal mass (ties merge them)
+between its lowest and highest value, and one on either side for what lies beyond; for categories
+one per level and one for everything else. A single value of a million can therefore neither
+stretch the cells nor hide a shift, as it does where bins are laid over both samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from msgspec import Struct
+
+from core.spec import Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELLS = 20  # equal-mass cells of a numeric column, before ties merge some
+MAX_LEVELS = 200  # more categories than this are counted together as the rest
+_TRUTH = ("false", "true")
+
+Role = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Values:
+    """One column as it came: its usable values in order, and what was not usable.
+
+    Attributes:
+        values: float64 (numeric kinds) or str objects (categorical, boolean), missing left out.
+        present: bool per row: has a usable value; `present.sum() == len(values)`.
+        missing: rows with None or NaN.
+        invalid: rows whose value is of another type than the kind, or infinite.
+        example: one invalid value, for messages.
+    """
+
+    values: np.ndarray
+    present: np.ndarray
+    missing: int
+    invalid: int
+    example: object = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.present)
+
+
+class ColumnProfile(Struct, frozen=True, kw_only=True):
+    """A baseline column. Cells are (edges[i], edges[i+1]], with one below and one above them."""
+
+    column: str
+    role: Role
+    kind: Kind
+    n: int  # rows with a usable value
+    missing: int  # rows without one
+    counts: tuple[int, ...]  # per cell, as `count` returns them
+    edges: tuple[float, ...] = ()  # numeric: lowest value (exclusive), inner edges, highest value
+    levels: tuple[str, ...] = ()  # categorical, boolean: most frequent first
+    complete: bool = True  # every level the baseline had is in `levels`
+    distinct: int = 0  # distinct values
+    top_share: float = 0.0  # share of the most frequent value
+    mean: float | None = None
+    sd: float | None = None  # population sd (divisor n), as Evidently norms by
+    usual: tuple[float, float] | None = None  # 1st and 99th percentile: the range without outliers
+    why: str = ""  # why nothing can be compared with it
+
+    @property
+    def numeric(self) -> bool:
+        return is_numeric(self.kind)
+
+    @property
+    def key(self) -> str:
+        """Unique among inputs and outputs, which may share a name."""
+        return f"{self.role}:{self.column}"
+
+    @property
+    def missing_share(self) -> float:
+        return self.missing / max(self.n + self.missing, 1)
+
+
+def is_numeric(kind: Kind) -> bool:
+    """Whether the kind's values are numbers on a scale (a boolean's are two categories)."""
+    return kind in ("numeric", "integer")
+
+
+def read_values(kind: Kind, column: pd.Series) -> Values:
+    """The column's usable values; whatever it holds, this does not raise."""
+    if is_numeric(kind):
+        return _numbers(column)
+    return _categories(column, _level if kind == "categorical" else _truth)
+
+
+def _numbers(column: pd.Series) -> Values:
+    import pandas as pd
+
+    dtype: Any = column.dtype
+    if getattr(dtype, "kind", "O") in "fiu":
+        raw = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        missing = np.isnan(raw)
+        wrong = np.isinf(raw)
+    else:
+        objects = column.to_numpy(dtype=object)
+        missing = np.asarray(pd.isna(column), dtype=bool)
+        number = np.fromiter((_is_number(v) for v in objects), dtype=bool, count=len(objects))
+        wrong = ~number & ~missing
+        raw = np.full(len(objects), np.nan)
+        raw[number] = [_float(v) for v in objects[number]]
+        missing |= number & np.isnan(raw)
+        wrong |= np.isinf(raw)
+    present = ~(missing | wrong)
+    example = column.iloc[int(wrong.argmax())] if wrong.any() else None
+    return Values(raw[present], present, int(missing.sum()), int(wrong.sum()), example)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
+
+
+def _categories(column: pd.Series, spell: Any) -> Values:
+    import pandas as pd
+
+    objects = column.to_numpy(dtype=object)
+    missing = np.asarray(pd.isna(column), dtype=bool)
+    spelled = np.empty(len(objects), dtype=object)
+    spelled[:] = [None if gone else spell(v) for v, gone in zip(objects, missing, strict=True)]
+    present = np.fromiter((v is not None for v in spelled), dtype=bool, count=len(spelled))
+    wrong = ~present & ~missing
+    example = objects[int(wrong.argmax())] if wrong.any() else None
+    return Values(spelled[present], present, int(missing.sum()), int(wrong.sum()), example)
+
+
+def _level(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _truth(value: object) -> str | None:
+    # A nullable boolean column is float64 on its way to the model (core.frames).
+    if isinstance(value, bool | np.bool_ | int | float) and value in (0, 1):
+        return _TRUTH[int(value)]
+    return None
+
+
+def profile_column(name: str, role: Role, kind: Kind, column: Values) -> ColumnProfile:
+    """Fix the cells of a baseline column and count them; an empty column says why in `why`."""
+    basics: dict[str, Any] = {
+        "column": name,
+        "role": role,
+        "kind": kind,
+        "n": len(column.values),
+        "missing": column.rows - len(column.values),
+    }
+    if not len(column.values):
+        return ColumnProfile(**basics, counts=(), why="the baseline has no value in this column")
+    if is_numeric(kind):
+        return _profile_numbers(basics, column.values)
+    return _profile_levels(basics, column.values)
+
+
+def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile:
+    cuts = np.quantile(values, np.arange(1, CELLS) / CELLS, method="inverted_cdf")
+    low, high = float(values.min()), float(values.max())
+    below = float(np.nextafter(low, -np.inf))
+    floor = below if np.isfinite(below) else low
+    edges = np.concatenate([[floor], np.unique(cuts[cuts < high]), [high]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, sd = float(values.mean()), float(values.std())
+    _, repeats = np.unique(values, return_counts=True)
+    lower, upper = np.quantile(values, [0.01, 0.99], method="inverted_cdf")
+    return ColumnProfile(
+        **basics,
+        edges=tuple(edges.tolist()),
+        counts=tuple(_count_numbers(edges, values).tolist()),
+        distinct=len(repeats),
+        top_share=float(repeats.max() / len(values)),
+        mean=mean if np.isfinite(mean) else None,
+        sd=sd if np.isfinite(sd) else None,
+        usual=(float(lower), float(upper)),
+    )
+
+
+def _profile_levels(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile:
+    found = sorted(Counter(values.tolist()).items(), key=lambda pair: (-pair[1], pair[0]))
+    kept = found[:MAX_LEVELS]
+    rest = len(values) - sum(repeats for _, repeats in kept)
+    return ColumnProfile(
+        **basics,
+        levels=tuple(level for level, _ in kept),
+        counts=(*(repeats for _, repeats in kept), rest),
+        complete=rest == 0,
+        distinct=len(found),
+        top_share=found[0][1] / len(values),
+    )
+
+
+def cells_of(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
+    """The cell of each value, in 0 … len(profile.counts) - 1, shape of `values`."""
+    if profile.numeric:
+        # Left: a value equal to an edge belongs to the cell that ends there.
+        return np.searchsorted(np.asarray(profile.edges), values, side="left")
+    known = {level: index for index, level in enumerate(profile.levels)}
+    rest = len(profile.levels)
+    return np.fromiter((known.get(v, rest) for v in values), dtype=np.intp, count=len(values))
+
+
+def count(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
+    """Values per cell of the baseline, int64: below, cells, above; or levels, everything else."""
+    return np.bincount(cells_of(profile, values), minlength=len(profile.counts))
+
+
+def _count_numbers(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)

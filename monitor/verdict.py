@@ -1,0 +1,345 @@
+"""One state per model, the reason for it, and what somebody should be told.
+
+States by consequence: broken feed, decaying, stale, (insufficient data,) drifting, healthy. Loss of
+performance, a broken feed and silence are pages; drift that does not hurt and old age are tickets.
+What opened a finding is stricter than what closes it: in between it is `clearing`, which keeps an
+open incident open and never opens one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from core.settings import ModelSettings, span
+from core.times import spell
+from monitor.measure.drift import DECIDING
+from monitor.measure.performance import METRIC_NAMES
+from monitor.results import (
+    CheckResult,
+    ColumnDrift,
+    Finding,
+    Performance,
+    QualityIssue,
+    Severity,
+    Staleness,
+    State,
+    Statistic,
+)
+
+_LOOKS = 3  # checks, this one included, of which two must agree
+_NEARLY = 0.8  # a column between this share of its line and the line has not calmed down yet
+_NAMED = 3  # columns a title names
+_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²"}
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """Everything the verdict rests on."""
+
+    version: str
+    at: datetime
+    rows: int  # in the window
+    quality: tuple[QualityIssue, ...]
+    drift: tuple[ColumnDrift, ...]
+    performance: Performance
+    staleness: Staleness
+    promoted: datetime | None = None
+    label_lag: timedelta | None = None  # how late labels usually are
+
+
+def judge(
+    evidence: Evidence, history: Sequence[CheckResult], settings: ModelSettings
+) -> tuple[State, str, tuple[Finding, ...]]:
+    """The state, one sentence that gives the reason, and the findings.
+
+    Args:
+        history: earlier checks of this model, newest first, of any version. Decay and drift look
+            at those of this version alone: another one has another baseline.
+    """
+    same = [check for check in history if check.version == evidence.version]
+    feed = _feed(evidence, history, settings)
+    decay = _decay(evidence, same, settings)
+    stale = _stale(evidence, settings)
+    drift = _drift(evidence, same, settings, muted=bool(feed))
+    findings = (*feed, *decay, *stale, *drift)
+    state, reason = _state(evidence, findings, settings)
+    return state, reason, findings
+
+
+def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
+    """The causes a check was able to judge, so that finding nothing means there is nothing.
+
+    Without labels of this version decay is neither there nor gone, and a broken feed hides drift.
+    """
+    causes = {"no_data", "stale"}
+    if result.performance.worse is not None:
+        causes.add("decay")
+    if result.rows >= min_rows:
+        causes.add("broken_feed")
+        if result.state != "broken_feed":
+            causes.add("drift")
+    return frozenset(causes)
+
+
+def _state(
+    evidence: Evidence, findings: Sequence[Finding], settings: ModelSettings
+) -> tuple[State, str]:
+    titles: dict[str, str] = {}
+    for finding in findings:
+        titles.setdefault(finding.cause, finding.title)
+    labels = _labels(evidence)
+    if "broken_feed" in titles or "no_data" in titles:
+        return "broken_feed", _sentence(titles.get("broken_feed") or titles["no_data"])
+    if "decay" in titles:
+        return "decaying", _sentence(titles["decay"])
+    if "stale" in titles:
+        return "stale", _sentence(titles["stale"], labels)
+    if evidence.rows < settings.min_rows:
+        few = f"{evidence.rows:,} rows in the window, fewer than the {settings.min_rows:,} needed"
+        return "insufficient_data", _sentence(few, labels)
+    drifted = [column for column in evidence.drift if column.drifted]
+    if "drift" in titles:
+        return "drifting", _sentence(titles["drift"], labels)
+    if drifted:
+        return "drifting", _sentence(f"{drift_title(evidence.drift)}, seen once so far", labels)
+    measured = sum(not column.why for column in evidence.drift)
+    return "healthy", _sentence(labels, f"no drift in {measured} columns, n {evidence.rows:,}")
+
+
+def _sentence(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _labels(evidence: Evidence) -> str:
+    """What the labels say, or when they will."""
+    performance, version = evidence.performance, evidence.version
+    if performance.worse is True:
+        return f"{loss_title(performance)}, worse in one check, the next one decides"
+    if performance.worse is False:
+        return loss_title(performance)
+    if performance.n:
+        return f"too few labels for v{version} to judge it: {performance.n:,}"
+    due = _due(evidence)
+    if due is None:
+        return f"no label for v{version} has arrived yet"
+    late = "overdue since" if due < evidence.at else "due from"
+    return f"labels for v{version} are {late} {day(due, evidence.at)}"
+
+
+def _due(evidence: Evidence) -> datetime | None:
+    if evidence.promoted is None or evidence.label_lag is None:
+        return None
+    return evidence.promoted + evidence.label_lag
+
+
+def _earlier(history: Sequence[CheckResult], cause: str) -> Finding | None:
+    """The finding of this cause in the check before this one."""
+    found = history[0].findings if history else ()
+    return next((finding for finding in found if finding.cause == cause), None)
+
+
+def _feed(
+    evidence: Evidence, history: Sequence[CheckResult], settings: ModelSettings
+) -> list[Finding]:
+    findings = []
+    for cause, silent in (("no_data", True), ("broken_feed", False)):
+        issues = [issue for issue in evidence.quality if (issue.kind == "no_data") == silent]
+        broken = [issue for issue in issues if issue.broken]
+        before = _earlier(history, cause)
+        since = before.since if before else evidence.at
+        if broken:
+            findings.append(_broken(cause, broken, since))
+        elif before and not silent:
+            # The same columns still limp, or nobody can tell whether they do.
+            limping = [issue for issue in issues if issue.column in before.columns]
+            if limping or evidence.rows < settings.min_rows:
+                title = limping[0].text if limping else before.title
+                findings.append(
+                    _finding(cause, "page", title, since, columns=before.columns, clearing=True)
+                )
+    return findings
+
+
+def _broken(cause: str, issues: Sequence[QualityIssue], since: datetime | None) -> Finding:
+    columns = tuple(dict.fromkeys(issue.column for issue in issues if issue.column))
+    title = issues[0].text
+    if len(columns) > 1:
+        title += f"; and {len(columns) - 1} more columns: {', '.join(columns[1:5])}"
+    text = ". ".join(f"{issue.text}; expected {issue.expected}" for issue in issues)
+    return _finding(cause, "page", title, since, text=text, columns=columns)
+
+
+def _decay(
+    evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings
+) -> list[Finding]:
+    performance, before = evidence.performance, _earlier(same, "decay")
+    worse = performance.worse is True
+    streak = [check for check in same[: _LOOKS - 1] if check.performance.worse is True]
+    opens = worse and (bool(streak) or _severe(performance, settings.tolerance))
+    if not opens and not (before and _still_high(performance, settings.tolerance)):
+        return []
+    since = before.since if before and before.since else _first_worse(evidence.at, same)
+    title = f"{loss_title(performance)}, since {day(since, evidence.at)}"
+    columns = tuple(column.column for column in _ranked(evidence.drift))
+    text = _decay_text(performance, len(streak) + worse, columns)
+    return [_finding("decay", "page", title, since, text=text, columns=columns, clearing=not opens)]
+
+
+def _severe(performance: Performance, tolerance: float) -> bool:
+    """So far beyond the line that nobody waits for a second check."""
+    if performance.low is None or performance.expected is None:
+        return False
+    return performance.low > performance.expected * (1 + 2 * tolerance)
+
+
+def _still_high(performance: Performance, tolerance: float) -> bool:
+    """Not yet back under half the tolerance, as far as one can tell."""
+    if performance.worse is None or performance.value is None or performance.expected is None:
+        return True
+    return performance.value > performance.expected * (1 + tolerance / 2)
+
+
+def _first_worse(at: datetime, same: Sequence[CheckResult]) -> datetime:
+    first = at
+    for check in same:
+        if check.performance.worse is not True:
+            break
+        first = check.at
+    return first
+
+
+def _decay_text(performance: Performance, times: int, columns: Sequence[str]) -> str:
+    parts = [
+        f"{loss_title(performance)}; expected {figure(performance.expected)}",
+        f"worse than tolerated in {times} of the last {_LOOKS} checks",
+    ]
+    if performance.coverage is not None:
+        parts.append(f"{100 * performance.coverage:.0f} % of the rows old enough have their label")
+    if columns:
+        parts.append(f"drifted at the same time: {', '.join(columns[:5])}")
+    return "; ".join([*parts, performance.why] if performance.why else parts)
+
+
+def _stale(evidence: Evidence, settings: ModelSettings) -> list[Finding]:
+    age = evidence.staleness.model
+    if settings.max_age is None or age is None or age <= span(settings.max_age).total_seconds():
+        return []
+    lasts = timedelta(seconds=age)
+    title = (
+        f"v{evidence.version} is {spell(lasts)} old, allowed are {spell(span(settings.max_age))}"
+    )
+    return [_finding("stale", "ticket", title, evidence.at - lasts + span(settings.max_age))]
+
+
+def _drift(
+    evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings, *, muted: bool
+) -> list[Finding]:
+    before = _earlier(same, "drift")
+    earlier = {c.column for check in same[: _LOOKS - 1] for c in check.drift if c.drifted}
+    ranked = _ranked(evidence.drift)
+    confirmed = [column for column in ranked if column.column in earlier]
+    since = before.since if before else evidence.at
+    if confirmed and not muted:
+        columns = tuple(column.column for column in ranked)
+        text = drift_text(ranked)
+        title = drift_title(evidence.drift)
+        return [_finding("drift", "ticket", title, since, text=text, columns=columns)]
+    if before is None:
+        return []
+    blind = muted or evidence.rows < settings.min_rows
+    if not blind and not ranked and not any(_strength(c) > _NEARLY for c in evidence.drift):
+        return []
+    title = drift_title(evidence.drift) if ranked and not muted else before.title
+    return [
+        _finding("drift", "ticket", title, since, columns=before.columns, clearing=True),
+    ]
+
+
+def _finding(
+    cause: str,
+    severity: Severity,
+    title: str,
+    since: datetime | None,
+    *,
+    text: str = "",
+    columns: tuple[str, ...] = (),
+    clearing: bool = False,
+) -> Finding:
+    return Finding(
+        cause=cause,
+        severity=severity,
+        title=title,
+        text=text or title,
+        since=since,
+        columns=columns,
+        clearing=clearing,
+    )
+
+
+def _ranked(drift: Sequence[ColumnDrift]) -> list[ColumnDrift]:
+    """The drifted columns, farthest beyond their line first."""
+    return sorted((c for c in drift if c.drifted), key=_strength, reverse=True)
+
+
+def _strength(column: ColumnDrift) -> float:
+    return max((_ratio(s) for s in column.statistics if s.name in DECIDING), default=0.0)
+
+
+def _ratio(statistic: Statistic) -> float:
+    if statistic.value is None or not statistic.threshold:
+        return 0.0
+    # A chi-squared statistic is a square: its root compares with a Kolmogorov–Smirnov statistic.
+    ratio = statistic.value / statistic.threshold
+    return ratio**0.5 if statistic.name == "chi2" else ratio
+
+
+def drift_title(drift: Sequence[ColumnDrift]) -> str:
+    """`4 of 11 columns drifted: age (KS 0.412, line 0.121), …`, the farthest first."""
+    ranked = _ranked(drift)
+    measured = sum(not column.why for column in drift)
+    named = ", ".join(f"{c.column} ({_told(_strongest(c))})" for c in ranked[:_NAMED])
+    more = f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""
+    return f"{len(ranked)} of {measured} columns drifted: {named}{more}"
+
+
+def drift_text(ranked: Sequence[ColumnDrift]) -> str:
+    """Every statistic of the five farthest columns, each beside its line."""
+    told = []
+    for column in ranked[:5]:
+        numbers = ", ".join(_told(s) for s in column.statistics if s.value is not None)
+        told.append(f"{column.column}: {numbers}, n {column.n:,}")
+    return ". ".join(told)
+
+
+def _strongest(column: ColumnDrift) -> Statistic:
+    return max((s for s in column.statistics if s.name in DECIDING), key=_ratio)
+
+
+def _told(statistic: Statistic) -> str:
+    name = _STATISTICS.get(statistic.name, statistic.name)
+    return f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+
+
+def loss_title(performance: Performance) -> str:
+    """`Brier score 0.213 [0.205, 0.221], tolerance 0.190, n 1,312`."""
+    name = METRIC_NAMES.get(performance.metric, performance.metric)
+    title = f"{name} {figure(performance.value)}"
+    if performance.low is not None and performance.high is not None:
+        title += f" [{figure(performance.low)}, {figure(performance.high)}]"
+    if performance.tolerated is not None:
+        title += f", tolerance {figure(performance.tolerated)}"
+    return f"{title}, n {performance.n:,}"
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, a dash for no value."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def day(moment: datetime, at: datetime) -> str:
+    """`9 Oct`, with the year when it is not this one."""
+    return f"{moment.day} {moment:%b}" + ("" if moment.year == at.year else f" {moment.year}")

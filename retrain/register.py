@@ -1,0 +1,161 @@
+"""Handing a candidate to the registry: with its baseline, its gate result and its lineage."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from core.errors import TrainerFailed, UntrustedArtifact
+from core.files import sha256_tree
+from core.settings import ModelSettings, span
+from core.spec import ModelSpec
+from core.times import iso, utc
+from monitor.baseline import build, dump, reference_sample
+from retrain.dataset import Account
+from retrain.gate import GateResult
+from retrain.job import TrainerResult, read_frame, read_inputs
+from retrain.run import RunContext, RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from registry.versions import Version
+
+
+def register(
+    context: RunContext,
+    run: RunState,
+    spec: ModelSpec,
+    *,
+    account: Account,
+    trained: TrainerResult,
+    gate: GateResult,
+    at: datetime,
+) -> Version:
+    """The candidate's version, made at most once per run.
+
+    Raises:
+        UntrustedArtifact: the model's file is not the one that was gated.
+        TrainerFailed: what came out of the registry does not answer as what was gated.
+        RegistryError: MLflow could not do it.
+    """
+    from registry.loading import load_estimator, predict
+
+    folder, trust = context.folder(run.id) / "job", context.settings.trust_pickle
+    if sha256_tree(folder / "model") != trained.model_sha256:
+        raise UntrustedArtifact(f"run {run.id}: the trained model's file changed after the gate")
+    version = context.registry.add(
+        run.model,
+        load_estimator(folder / "model", trust_pickle=trust),
+        spec,
+        files=_files(context, run, spec, account, gate, at),
+        tags=_tags(run, account, gate),
+        metrics=_metrics(gate, trained),
+        now=at,
+        idempotency_key=run.id,
+        trust_pickle=trust,
+    )
+    # The registry wrote the estimator anew: what it keeps must be what was gated.
+    kept = load_estimator(context.registry.fetch(version), trust_pickle=trust)
+    again = predict(kept, spec, read_inputs(folder / "holdout.parquet", spec))
+    if not np.array_equal(again.to_numpy(), _outputs(folder, spec).to_numpy()):
+        raise TrainerFailed(
+            f"version {version.version} does not give the predictions that were gated; it gets no "
+            "alias"
+        )
+    return version
+
+
+def _outputs(folder: Path, spec: ModelSpec) -> pd.DataFrame:
+    frame = read_frame(folder / "predictions.parquet")
+    return frame[[f"candidate:{name}" for name in spec.outputs]].set_axis(spec.outputs, axis=1)
+
+
+def _tags(run: RunState, account: Account, gate: GateResult) -> dict[str, str]:
+    return {
+        "shelflife.gate": "passed" if gate.passed else "refused",
+        "shelflife.run_id": run.id,
+        "shelflife.trigger": run.trigger,
+        "shelflife.parent": run.champion,
+        "shelflife.dataset": account.identity,
+        "shelflife.trained_until": iso(account.trained_until),
+    }
+
+
+def _metrics(gate: GateResult, trained: TrainerResult) -> dict[str, float]:
+    numbers = {
+        f"holdout_{gate.metric}": gate.candidate,
+        f"champion_{gate.metric}": gate.champion,
+        "gain": gate.gain,
+        "gain_low": gate.low,
+        "gain_high": gate.high,
+        "holdout_rows": float(gate.n),
+        "train_rows": float(trained.rows),
+        "fit_seconds": trained.seconds,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _files(
+    context: RunContext,
+    run: RunState,
+    spec: ModelSpec,
+    account: Account,
+    gate: GateResult,
+    at: datetime,
+) -> dict[str, bytes]:
+    """What travels with the version: its baseline and how it came about."""
+    import pandas as pd
+
+    folder = context.folder(run.id)
+    train = read_frame(folder / "job" / "train.parquet")
+    holdout = read_frame(folder / "holdout.parquet")
+    inputs = pd.concat(
+        [
+            read_inputs(folder / "job" / "train.parquet", spec),
+            read_inputs(folder / "holdout.parquet", spec),
+        ],
+        ignore_index=True,
+    )
+    # What the model answers on rows it learned from says nothing: no outputs and no labels there.
+    blank = pd.DataFrame(np.nan, index=range(len(train)), columns=spec.outputs)
+    outputs = pd.concat([blank, _outputs(folder / "job", spec)], ignore_index=True)
+    y = np.concatenate([np.full(len(train), np.nan), holdout["y"].to_numpy(np.float64)])
+    moments = pd.concat([train["time"], holdout["time"]], ignore_index=True)
+    times = [utc(moment.to_pydatetime()) for moment in moments]
+    baseline = build(
+        spec,
+        inputs,
+        outputs,
+        y,
+        times,
+        created=at,
+        how="holdout",
+        trained_until=account.trained_until,
+        window_rows=_window_rows(account, context.settings),
+    )
+    reference = reference_sample(inputs, outputs, y, times)
+    buffer = io.BytesIO()
+    reference.to_parquet(buffer, index=False)
+    return {
+        "spec.json": msgspec.json.encode(spec),
+        "baseline.json": dump(baseline),
+        "reference.parquet": buffer.getvalue(),
+        "gate.json": msgspec.json.encode(gate),
+        "dataset.json": msgspec.json.encode(account),
+        "train.log": (folder / "job" / "train.log").read_bytes(),
+    }
+
+
+def _window_rows(account: Account, settings: ModelSettings) -> int | None:
+    """Rows that a check window holds on average, from the labelled rows' own density."""
+    length = account.holdout_until - account.holdout_since
+    if length <= timedelta():
+        return None
+    return max(1, round(account.holdout_rows * (span(settings.window) / length)))

@@ -1,0 +1,251 @@
+"""From MLflow's `champion` to what workers open: the preparing process's part of a swap.
+
+`sync` is called at every poll. It fetches nothing while the champion is what the pointer says;
+otherwise it makes the prepared folder (content-addressed, verified, its model loaded once to prove
+that it answers) and then moves the pointer. Workers do the rest (`serving.swap`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from core.errors import NotFound, ShelflifeError, UntrustedArtifact
+from core.files import sha256_tree, sync_folder, write_atomic
+from core.ledger import Ledger
+from core.spec import Feature, Kind, ModelSpec, Scalar
+from serving import backends, store
+from serving.backend import Model
+from serving.columns import columns_of
+from serving.heartbeat import Served, served_by
+from serving.store import Manifest, Sample, Target
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from registry.versions import Registry, Version
+
+_SAMPLE_ROWS = 32  # of the reference, to warm workers and prove their answers
+_POLL = 0.05  # seconds between looks at the workers' heartbeats
+
+
+class Deployed(Struct, frozen=True, kw_only=True):
+    """What a model's workers are told to serve."""
+
+    model: str
+    version: str
+    sha256: str  # of the model files, as recorded at registration
+    folder: str  # name of the prepared folder
+    changed: bool  # whether this call moved the pointer
+
+
+def sync(
+    registry: Registry,
+    ledger: Ledger,
+    home: Path,
+    model: str,
+    *,
+    trust_pickle: bool,
+    now: datetime,
+) -> Deployed | None:
+    """Make workers serve the champion; None (and no pointer) if the model has none.
+
+    Idempotent, and safe to run in two processes at once: both write the same bytes.
+
+    Raises:
+        UntrustedArtifact: the model may not be loaded, or is not the one that was registered.
+        ShelflifeError: the prepared model does not give its own answers again.
+        RegistryError: MLflow did not answer.
+    """
+    path = store.pointers(home) / f"{model}.json"
+    champion = registry.by_alias(model, "champion")
+    if champion is None:
+        path.unlink(missing_ok=True)
+        return None
+    served = _pointed_at(home, path)
+    if served is not None and (served.version, served.sha256) == (
+        champion.version,
+        champion.sha256,
+    ):
+        return _deployed(model, served, changed=False)
+    target = prepare(registry, home, champion, trust_pickle=trust_pickle)
+    store.write_pointer(home, model, target, now=now)
+    return _deployed(model, target, changed=True)
+
+
+def prepare(registry: Registry, home: Path, version: Version, *, trust_pickle: bool) -> Target:
+    """Make a version's prepared folder, without serving it.
+
+    Raises: see `sync`.
+    """
+    fetched = registry.fetch(version)
+    spec = msgspec.json.decode(registry.file(version, store.SPEC), type=ModelSpec)
+    rows = _sample_inputs(spec, _reference(registry, version))
+    root = store.prepared(home, "x").parent
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=root) as scratch:
+        folder = Path(scratch) / "prepared"
+        _copy(fetched, folder / store.MODEL)
+        if sha256_tree(folder / store.MODEL) != version.sha256:
+            raise UntrustedArtifact(
+                f"version {version.version} of {spec.name}: the copied files do not have the "
+                f"recorded sha256 {version.sha256}; something changes {fetched}"
+            )
+        write_atomic(folder / store.SPEC, msgspec.json.encode(spec))
+        name = choose(spec)
+        loaded = backends.load(
+            name, folder / store.MODEL, spec, threads=1, trust_pickle=trust_pickle
+        )
+        manifest = Manifest(
+            model=spec.name,
+            backend=name,
+            sha256=version.sha256,
+            files=store.file_hashes(folder),
+            sample=_parity(loaded, spec, rows),
+        )
+        data = msgspec.json.encode(manifest, order="deterministic")
+        write_atomic(folder / store.MANIFEST, data)
+        final = store.prepared(home, hashlib.sha256(data).hexdigest())
+        _put(folder, final)
+    return Target(version=version.version, folder=final.name, backend=name, sha256=version.sha256)
+
+
+def choose(spec: ModelSpec) -> str:
+    """The backend that is to run a model: the estimator itself, until others are measured."""
+    return "native"
+
+
+def wait_served(
+    ledger: Ledger,
+    model: str,
+    version: str,
+    *,
+    timeout: timedelta,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Served:
+    """Wait until every live worker answers with `version`, or one says that it cannot.
+
+    Args:
+        timeout: longest wait; the answer then says who is missing (`ok` is False).
+        clock: wall clock, the one of the workers' heartbeats.
+    """
+    end = monotonic() + timeout.total_seconds()
+    while True:
+        served = served_by(ledger, model, version, now=clock())
+        if served.ok or served.error or monotonic() >= end:
+            return served
+        sleep(_POLL)
+
+
+def _pointed_at(home: Path, path: Path) -> Target | None:
+    """The target of a pointer that is there, whole, and leads to a prepared folder."""
+    try:
+        target = store.read_pointer(path).champion
+    except (FileNotFoundError, ShelflifeError):
+        return None
+    there = (store.prepared(home, target.folder) / store.MANIFEST).is_file()
+    return target if there else None
+
+
+def _deployed(model: str, target: Target, *, changed: bool) -> Deployed:
+    return Deployed(
+        model=model,
+        version=target.version,
+        sha256=target.sha256,
+        folder=target.folder,
+        changed=changed,
+    )
+
+
+def _reference(registry: Registry, version: Version) -> pd.DataFrame | None:
+    import pandas as pd
+
+    try:
+        data = registry.file(version, "reference.parquet")
+    except NotFound:
+        return None
+    return pd.read_parquet(io.BytesIO(data))
+
+
+def _sample_inputs(
+    spec: ModelSpec, reference: pd.DataFrame | None
+) -> Mapping[str, list[Scalar]] | None:
+    if reference is None or any(f"in:{name}" not in reference for name in spec.columns):
+        return None
+    never_null = [f"in:{f.name}" for f in spec.features if not f.nullable]
+    head = reference.dropna(subset=never_null).head(_SAMPLE_ROWS)
+    return {f.name: _values(f, head[f"in:{f.name}"]) for f in spec.features} if len(head) else None
+
+
+def _values(feature: Feature, column: pd.Series) -> list[Scalar]:
+    cast = _CASTS[feature.kind]
+    values = column.astype(object).where(column.notna(), None)
+    return [None if value is None else cast(value) for value in values]
+
+
+_CASTS: Mapping[Kind, Callable[[Any], Scalar]] = {
+    "numeric": float,
+    "integer": int,
+    "boolean": bool,
+    "categorical": str,
+}
+
+
+def _parity(
+    loaded: Model, spec: ModelSpec, rows: Mapping[str, list[Scalar]] | None
+) -> Sample | None:
+    """The model's answers to real rows, which every worker has to give again.
+
+    A converted model is compared with the estimator's answers here; the native one is itself.
+    """
+    if rows is None:
+        return None
+    outputs = loaded.infer(columns_of(spec, rows))
+    return Sample(
+        inputs=dict(rows), outputs={name: array.tolist() for name, array in outputs.items()}
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The model files, hard-linked where the file system allows it."""
+    for path in sorted(source.rglob("*")):
+        if not path.is_file():
+            continue
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place, follow_symlinks=False)
+        except OSError:
+            shutil.copyfile(path, place)
+
+
+def _put(folder: Path, final: Path) -> None:
+    """Move a folder to its content's name; one that is there already, and sound, stays."""
+    try:
+        store.verify(final)
+    except (ShelflifeError, OSError, msgspec.DecodeError):
+        if final.exists():
+            shutil.rmtree(final)
+        for path in folder.rglob("*"):
+            _sync_file(path)
+        folder.replace(final)
+        sync_folder(final.parent)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""What each worker answers with, told to the ledger every two seconds and at every change."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from msgspec import Struct
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import schema
+from core.ledger import Ledger
+from serving.swap import Slots
+
+_log = logging.getLogger("shelflife.serving")
+EVERY = 2.0  # seconds
+FRESH = timedelta(seconds=4 * EVERY)  # a worker not seen for longer is gone
+
+
+class Heartbeat:
+    """Writes one row of `workers` per model; a ledger out of reach delays nobody else."""
+
+    def __init__(
+        self, ledger: Ledger, slots: Slots, worker: str, *, clock: Callable[[], datetime]
+    ) -> None:
+        self._ledger, self._slots, self._worker, self._clock = ledger, slots, worker, clock
+        self._wake = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def beat_now(self) -> None:
+        """Tell of a change without waiting for the next beat."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Take this worker's rows away, if the ledger answers soon."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(timeout=5.0)
+
+    def _work(self) -> None:
+        while not self._stopped:
+            self._try(self._rows())
+            self._wake.wait(EVERY)
+            self._wake.clear()
+        self._try([])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        now, rows = self._clock(), []
+        for slot in self._slots.all():
+            loaded = slot.current
+            rows.append(
+                {
+                    "worker": self._worker,
+                    "model": slot.model,
+                    "version": loaded.target.version if loaded else "",
+                    "sha256": loaded.target.sha256 if loaded else "",
+                    "loaded": loaded.at if loaded else now,
+                    "seen": now,
+                    "error": slot.error,
+                }
+            )
+        return rows
+
+    def _try(self, rows: list[dict[str, Any]]) -> None:
+        table = schema.workers
+        try:
+            with self._ledger.write() as tx:
+                tx.execute(table.delete().where(table.c.worker == self._worker))
+                if rows:
+                    tx.execute(table.insert(), rows)
+        except SQLAlchemyError as error:
+            _log.warning("heartbeat_not_written", extra={"error": str(error)})
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """Which workers answer with a version."""
+
+    ok: bool  # there are workers, and every one of them does
+    workers: int  # that are alive and know the model
+    serving: int  # of them, with that version
+    error: str = ""  # why a worker cannot load it
+
+
+def served_by(ledger: Ledger, model: str, version: str, *, now: datetime) -> Served:
+    """Who answers with `version` of `model` at this moment (wall clock)."""
+    table = schema.workers
+    query = sa.select(table.c.version, table.c.error).where(
+        table.c.model == model, table.c.seen >= now - FRESH
+    )
+    with ledger.read() as tx:
+        rows = tx.execute(query).all()
+    serving = sum(row.version == version for row in rows)
+    errors = [row.error for row in rows if row.error.startswith(f"version {version}:")]
+    return Served(
+        ok=bool(rows) and serving == len(rows),
+        workers=len(rows),
+        serving=serving,
+        error=errors[0] if errors else "",
+    )

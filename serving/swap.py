@@ -1,0 +1,322 @@
+"""Which version answers: pointers watched, new versions loaded and warmed, one reference flipped.
+
+A request takes the current version of its slot and gives it back when it has its answer; a version
+that was replaced stays loaded beside its successor, so that a rollback is one flip, and is unloaded
+when a third one comes, after its last answer. A version that cannot be loaded, or does not give the
+answers the preparing process got, leaves the old one serving and says so (`workers.error`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+
+from core.errors import NotFound, NotReady, ShelflifeError
+from core.spec import Kind, ModelSpec, Scalar
+from serving import backends, store
+from serving.backend import Model
+from serving.batching import Batcher
+from serving.codec import Codec
+from serving.columns import columns_of
+from serving.store import Sample, Target
+
+_log = logging.getLogger("shelflife.serving")
+_POLL = 0.1  # seconds between looks at the pointers
+_RETRY = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a version that failed is tried again
+_TOLERANCE = 1e-6  # between this process's answers and the preparing process's
+
+Signature = tuple[int, int, int]  # inode, mtime in ns, size of a pointer file
+
+
+class Loaded:
+    """One version in memory: its codec, its model behind a batcher, and who is using it."""
+
+    def __init__(
+        self, target: Target, spec: ModelSpec, model: Model, *, at: datetime, max_batch: int
+    ) -> None:
+        self.target, self.spec, self.model, self.at = target, spec, model, at
+        self.codec = Codec(spec)
+        self.batcher = Batcher(
+            model, max_batch=max_batch, name=f"model-{spec.name}-{target.version}"
+        )
+        self._users = 0
+        self._idle = threading.Condition()
+
+    def take(self) -> None:
+        """A request begins to use it."""
+        with self._idle:
+            self._users += 1
+
+    def give_back(self) -> None:
+        """A request has its answer."""
+        with self._idle:
+            self._users -= 1
+            if not self._users:
+                self._idle.notify_all()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are using it."""
+        return self._users
+
+    def retire(self, timeout: float = 30.0) -> None:
+        """Wait for the requests that use it, end its thread, give the memory back."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._users, timeout)
+        if not self.batcher.drain(timeout):
+            _log.error("model_stuck", extra={"model": self.spec.name})
+        self.model.unload()
+
+
+class Slot:
+    """A model's place: the version that answers, the one before it, the last error."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.error = ""
+        self._current: Loaded | None = None
+        self._previous: Loaded | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def current(self) -> Loaded | None:
+        """The version that answers; None while the first one loads."""
+        return self._current
+
+    @contextmanager
+    def use(self, version: str | None = None) -> Iterator[Loaded]:
+        """The current version, which stays loaded until the block ends.
+
+        Raises:
+            NotReady: no version is loaded yet.
+            NotFound: another version was asked for.
+        """
+        with self._lock:  # a flip cannot come between reading the reference and taking it
+            loaded = self._current
+            if loaded is None:
+                raise NotReady(f"{self.model} is being loaded; {self.error or 'ask again'}")
+            if version is not None and version != loaded.target.version:
+                hint = f"{self.model} serves version {loaded.target.version}"
+                raise NotFound("version", version, hint)
+            loaded.take()
+        try:
+            yield loaded
+        finally:
+            loaded.give_back()
+
+    def kept(self, target: Target) -> Loaded | None:
+        """That version, if it is still in memory."""
+        for loaded in (self._current, self._previous):
+            if loaded is not None and loaded.target == target:
+                return loaded
+        return None
+
+    def flip(self, new: Loaded) -> None:
+        """Answer with `new` from now on; the version before stays for a rollback."""
+        with self._lock:
+            old, before = self._current, self._previous
+            if old is new:
+                return
+            self._current, self._previous, self.error = new, old, ""
+        if before is not None and before is not new:
+            _in_background(before.retire)
+
+    def close(self) -> None:
+        """Answer nobody any more; both versions are unloaded after their last answer."""
+        with self._lock:
+            both = (self._current, self._previous)
+            self._current = self._previous = None
+        for loaded in both:
+            if loaded is not None:
+                _in_background(loaded.retire)
+
+
+class Slots:
+    """Every model this worker serves, following the pointer files.
+
+    Args:
+        home: the home folder.
+        max_batch: most rows predicted together.
+        threads: threads a model may use for one prediction.
+        trust_pickle: whether an operator allows a model's artifact to be unpickled.
+        clock: wall clock.
+        changed: called after every change, from the watching thread.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        max_batch: int,
+        threads: int,
+        trust_pickle: Callable[[str], bool],
+        clock: Callable[[], datetime],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._home, self._max_batch, self._threads = home, max_batch, threads
+        self._trust_pickle, self._clock, self._changed = trust_pickle, clock, changed
+        self._slots: dict[str, Slot] = {}
+        self._seen: dict[str, Signature] = {}
+        self._failed: dict[str, tuple[int, float]] = {}  # attempts, when to try again
+        self._scanned = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pointers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch; `ready` says when what is there has been loaded."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching and unload everything."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30.0)
+        for slot in self.all():
+            slot.close()
+
+    def all(self) -> list[Slot]:
+        """The slots there are."""
+        return list(self._slots.values())
+
+    def get(self, model: str) -> Slot:
+        """A model's slot.
+
+        Raises:
+            NotReady: the pointers have not been read yet.
+            NotFound: no pointer names this model.
+        """
+        slot = self._slots.get(model)
+        if slot is not None:
+            return slot
+        if not self._scanned:
+            raise NotReady("models are being loaded; ask again")
+        raise NotFound("model", model, f"served are {sorted(self._slots)}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that has a pointer has a warm version."""
+        return self._scanned and all(slot.current is not None for slot in self.all())
+
+    def scan(self) -> None:
+        """Follow the pointers once: load what is new, drop what is gone."""
+        folder = store.pointers(self._home)
+        if self._slots and not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is gone")  # a lost disk retires nobody
+        found = _pointer_files(folder)
+        gone = [model for model in self._slots if model not in found]
+        for model in gone:
+            self._seen.pop(model, None)
+            self._failed.pop(model, None)
+            self._slots.pop(model).close()
+        for model in found:
+            self._slots.setdefault(model, Slot(model))
+        self._scanned = True
+        changed = bool(gone)
+        for model, signature in found.items():
+            if self._due(model, signature):
+                self._follow(model, signature)
+                changed = True
+        if changed:
+            self._changed()
+
+    def _due(self, model: str, signature: Signature) -> bool:
+        if self._seen.get(model) != signature:
+            return True
+        return model in self._failed and monotonic() >= self._failed[model][1]
+
+    def _follow(self, model: str, signature: Signature) -> None:
+        slot, version = self._slots[model], "?"
+        attempts = self._failed.pop(model, (0, 0.0))[0] if self._seen.get(model) == signature else 0
+        self._seen[model] = signature
+        try:
+            target = store.read_pointer(store.pointers(self._home) / f"{model}.json").champion
+            version = target.version
+            slot.flip(slot.kept(target) or self._load(model, target))
+            slot.error = ""
+            _log.info("model_served", extra={"model": model, "version": version})
+        except FileNotFoundError:
+            self._seen.pop(model, None)  # removed, or being replaced: the next look tells
+        except Exception as error:
+            slot.error = f"version {version}: {type(error).__name__}: {error}"
+            pause = _RETRY[min(attempts, len(_RETRY) - 1)]
+            self._failed[model] = (attempts + 1, monotonic() + pause)
+            _log.error("model_not_served", extra={"model": model, "error": slot.error})
+
+    def _load(self, model: str, target: Target) -> Loaded:
+        folder = store.prepared(self._home, target.folder)
+        manifest, spec = store.verify(folder)
+        if (manifest.model, manifest.sha256) != (model, target.sha256) or spec.name != model:
+            raise ShelflifeError(f"{folder} holds {manifest.model} {manifest.sha256}, not {target}")
+        loaded = backends.load(
+            target.backend,
+            folder / store.MODEL,
+            spec,
+            threads=self._threads,
+            trust_pickle=self._trust_pickle(model),
+        )
+        warm(loaded, spec, manifest.sample)
+        return Loaded(target, spec, loaded, at=self._clock(), max_batch=self._max_batch)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.scan()
+            except OSError as error:  # the home folder is out of reach: serve what is loaded
+                _log.error("pointers_unreadable", extra={"error": str(error)})
+            self._stop.wait(_POLL)
+
+
+def warm(model: Model, spec: ModelSpec, sample: Sample | None) -> None:
+    """Predict before the first caller does, one row and then all of them.
+
+    Raises:
+        ShelflifeError: the answers are not those the preparing process got.
+    """
+    if sample is None:  # no real rows: the values may mean nothing to the model
+        columns = columns_of(spec, {f.name: [_ANY[f.kind]] for f in spec.features})
+        try:
+            model.infer(columns)
+        except Exception as error:
+            _log.info("warm_up_row_refused", extra={"error": str(error)})
+        return
+    columns = columns_of(spec, sample.inputs)
+    model.infer({name: array[:1] for name, array in columns.items()})
+    for name, array in model.infer(columns).items():
+        expected = np.array(sample.outputs[name])
+        if not np.allclose(array, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+            worst = float(np.max(np.abs(array - expected)))
+            raise ShelflifeError(
+                f"{name}: answers here differ by up to {worst:g} from those at preparation; "
+                "expected the same library versions in both processes"
+            )
+
+
+_ANY: dict[Kind, Scalar] = {"numeric": 0.0, "integer": 0, "boolean": False, "categorical": ""}
+
+
+def _pointer_files(folder: Path) -> dict[str, Signature]:
+    found = {}
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return {}
+    for entry in entries:
+        if entry.name.endswith(".json") and not entry.name.startswith("."):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            found[entry.name[:-5]] = (status.st_ino, status.st_mtime_ns, status.st_size)
+    return found
+
+
+def _in_background(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="retire", daemon=True).start()

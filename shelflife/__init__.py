@@ -1,0 +1,27 @@
+"""shelflife: serve a model, notice when it goes stale, retrain it when that helps, and prove it.
+
+    import shelflife
+    shelflife.register("churn", estimator, reference=frame, target="churned", time="asked_at")
+
+This package is the face, where the rooms are put together. Start with `shelflife.tick`: one pass of
+the loop for one model at one moment, the same code for the live service, the demo and a replay.
+Heavy parts are imported when they are used: `import shelflife` costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shelflife.register import register as register
+
+__all__ = ["__version__", "register"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "register":
+        from shelflife.register import register
+
+        return register
+    raise AttributeError(f"module 'shelflife' has no attribute {name!r}")

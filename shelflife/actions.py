@@ -1,0 +1,133 @@
+"""What a person may ask for: check, retrain, promote, roll back, acknowledge.
+
+The CLI calls these directly; the API writes a row (`commands`) and the scheduler calls them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from core.errors import NotFound, ShelflifeError
+from monitor.alert import incidents
+from registry import promotion
+from registry.versions import Version
+from retrain import policy
+from serving import deploy
+from shelflife.leases import held
+from shelflife.service import Service
+from shelflife.tick import TickResult, decide, measure, start_run, tick
+
+
+def champion_of(service: Service, model: str, *, at: datetime) -> Version:
+    """The model's champion.
+
+    Raises:
+        NotFound: no such model, or none of its versions is the champion.
+    """
+    if model not in service.registry.models():
+        known = ", ".join(service.registry.models()) or "none yet"
+        raise NotFound("model", model, f"registered models: {known}")
+    champion = promotion.observe(service.registry, service.ledger, model, now=at)
+    if champion is None:
+        hint = f"move the alias in MLflow or run `shelflife promote {model} VERSION`"
+        raise NotFound("champion of", model, hint)
+    return champion
+
+
+def check_now(service: Service, model: str, *, at: datetime, record: bool = True) -> TickResult:
+    """One check now, recorded, with its decision (which may start a run).
+
+    With `record=False` nothing is written: what a check at that moment finds, or found.
+    """
+    champion = champion_of(service, model, at=at)
+    if record:
+        with held(service.ledger, f"check:{model}") as lease:
+            if lease is None:
+                raise ShelflifeError(f"a check of {model} is running; try again in a moment")
+            result = tick(service, model, at=at, lease=lease)
+        if result is not None:
+            return result
+    found = measure(service, champion, at=at)
+    return TickResult(check=found, decision=decide(service, champion, found, at=at))
+
+
+def retrain_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> str:
+    """Start a retraining run by hand; the gate still decides. Returns the run's id.
+
+    Raises:
+        NotFound: see `champion_of`.
+        ShelflifeError: a run of this model is unfinished.
+    """
+    champion = champion_of(service, model, at=at)
+    decision = policy.Decision(
+        action="retrain",
+        trigger="manual",
+        reason=reason or f"asked for by {by}",
+    )
+    with service.ledger.write() as tx:
+        run_id = start_run(tx, service, champion, decision, at=at, by=by)
+    if run_id is None:
+        raise ShelflifeError(f"a retraining run of {model} is unfinished; see `shelflife runs`")
+    return run_id
+
+
+def promote_now(
+    service: Service, model: str, version: str, *, by: str, reason: str, at: datetime
+) -> Version:
+    """Make a version the champion by a person's word; who and why are recorded.
+
+    Raises:
+        NotFound: no such model or version.
+    """
+    if model not in service.registry.models():
+        raise NotFound("model", model, f"registered models: {service.registry.models()}")
+    chosen = service.registry.get(model, version)
+    champion = promotion.observe(service.registry, service.ledger, model, now=at)
+    promotion.promote(
+        service.registry,
+        service.ledger,
+        model,
+        chosen.version,
+        expected=champion.version if champion else None,
+        kind="forced",
+        by=by,
+        reason=reason,
+        now=at,
+    )
+    return hand_over(service, model, at=at)
+
+
+def rollback_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> Version:
+    """Go back to the version before, `previous`.
+
+    Raises:
+        NotFound: there is none.
+    """
+    champion_of(service, model, at=at)
+    promotion.rollback(service.registry, service.ledger, model, by=by, reason=reason, now=at)
+    return hand_over(service, model, at=at)
+
+
+def hand_over(service: Service, model: str, *, at: datetime) -> Version:
+    """Prepare the champion for the workers now, instead of at the next poll."""
+    deploy.sync(
+        service.registry, service.ledger, service.home, model,
+        trust_pickle=service.model(model).trust_pickle, now=at,
+    )  # fmt: skip
+    return champion_of(service, model, at=at)
+
+
+def served(service: Service, model: str, version: str, *, within: timedelta) -> bool | None:
+    """Whether every live worker answers with the version; None when no worker is live."""
+    found = deploy.wait_served(service.ledger, model, version, timeout=within)
+    return found.ok if found.workers else None
+
+
+def acknowledge_now(service: Service, incident: int, *, by: str, at: datetime) -> None:
+    """Somebody looks after it: no repeats until it is resolved.
+
+    Raises:
+        NotFound: no such incident.
+    """
+    with service.ledger.write() as tx:
+        incidents.acknowledge(tx, incident, by=by, at=at)

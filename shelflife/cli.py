@@ -1,0 +1,132 @@
+"""The command line. Results on stdout, talk on stderr; `--json` on every command.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 drift or decay found (with
+`--fail-on-drift`), 4 refused by the gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from core.errors import GateRefused, InputError, NotFound, SettingsError, ShelflifeError
+
+OK, FAILED, USAGE, DRIFT, REFUSED = 0, 1, 2, 3, 4
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors that say what to do next."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options. Builds nothing heavy: `--help` must be instant."""
+    from shelflife import __version__
+
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--settings", metavar="FILE", help="settings file; $SHELFLIFE_SETTINGS or shelflife.yaml"
+    )
+    common.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    who = _Parser(add_help=False)
+    who.add_argument("--by", metavar="WHO", default="", help="who asks for it; the login name")
+    who.add_argument("--reason", metavar="TEXT", default="", help="why; recorded with it")
+
+    top = _Parser(
+        prog="shelflife",
+        description="Serve a model, notice when it goes stale, retrain it when that helps.",
+    )
+    top.add_argument("--version", action="version", version=f"shelflife {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, *parents: _Parser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+
+    demo = add("demo", "replay two years of real invoices through the whole loop")
+    demo.add_argument("--exit", action="store_true", help="end after the summary")
+    demo.add_argument("--folder", default=".demo", help="where it is kept; emptied at the start")
+    init = add("init", "write a commented settings file")
+    init.add_argument("--force", action="store_true", help="replace an existing file")
+    up = add("up", "start serving, checks, dashboard and MLflow UI, and watch over them")
+    up.add_argument("--only", metavar="PART", nargs="+", default=[], choices=_PARTS, help=_ONLY)
+    add("serve", "answer inference requests and take labels (one process)")
+    add("watch", "run checks, retraining, deliveries (one process; several may share a ledger)")
+    _register(add("register", "adopt a model: an estimator or MLflow model, rows and labels"))
+    check = add("check", "check a model now and explain what was found")
+    check.add_argument("model")
+    check.add_argument("--at", metavar="TIME", help="as of this moment; nothing is recorded then")
+    check.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} unless healthy")
+    retrain = add("retrain", "retrain now; the gate still decides", who)
+    retrain.add_argument("model")
+    retrain.add_argument("--no-wait", action="store_true", help="leave the rest to `watch`")
+    promote = add("promote", "make a version the champion", who)
+    promote.add_argument("model")
+    promote.add_argument("version")
+    promote.add_argument("--force", action="store_true", help="although the gate refused it")
+    add("rollback", "go back to the version before", who).add_argument("model")
+    for name, text in (("incidents", "what is open"), ("runs", "retraining runs")):
+        listed = add(name, f"{text}, newest first")
+        listed.add_argument("id", nargs="?", help="one of them, with everything known about it")
+        listed.add_argument("--model", help="only this model's")
+        listed.add_argument("--all", action="store_true", help="the finished ones too")
+    add("doctor", "find what is wrong with this installation, and how to mend it")
+    return top
+
+
+_PARTS = ("serve", "watch", "dashboard", "mlflow")
+_ONLY = "only these parts: " + ", ".join(_PARTS)
+
+
+def _register(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name")
+    command.add_argument(
+        "--model", required=True, help=".skops, .joblib or .pkl file, or MLflow URI"
+    )
+    command.add_argument("--reference", required=True, help="Parquet or CSV: inputs and labels")
+    command.add_argument("--target", required=True, metavar="COLUMN", help="the label")
+    command.add_argument("--time", metavar="COLUMN", help="event time of each row")
+    command.add_argument("--label-time", metavar="COLUMN", help="when each label became known")
+    command.add_argument("--id", metavar="COLUMN", help="unique id of each row")
+    command.add_argument("--held-out", action="store_true", help="the model never saw these rows")
+    command.add_argument("--metric", help="brier, log_loss, mae or rmse")
+    command.add_argument("--promote", action=argparse.BooleanOptionalAction, default=None)
+    command.add_argument("--by", default="", help="who registers it; the login name")
+    command.add_argument(
+        "--trust-pickle", action="store_true", help="unpickle the model, running any code in it"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = parser().parse_args(arguments)
+    from shelflife import command_line
+
+    run: Command = getattr(command_line, f"do_{given.command}")
+    try:
+        return run(given)
+    except (SettingsError, InputError, NotFound) as error:
+        return _fail(given.command, error, USAGE)
+    except GateRefused as error:
+        return _fail(given.command, error, REFUSED)
+    except ShelflifeError as error:
+        return _fail(given.command, error, FAILED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing more to say
+        return FAILED
+
+
+def _fail(command: str, error: Exception, code: int) -> int:
+    print(f"shelflife {command}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

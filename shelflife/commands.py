@@ -1,0 +1,124 @@
+"""What people asked for through the API: one ledger row each, carried out by the scheduler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from core import schema
+from core.errors import InputError, ShelflifeError
+from core.ledger import Ledger
+from shelflife import actions
+from shelflife.service import Service
+
+#: The arguments each action takes.
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "check": (),
+    "retrain": (),
+    "promote": ("version",),
+    "rollback": (),
+    "acknowledge": ("incident",),
+}
+
+
+def ask(
+    ledger: Ledger,
+    model: str,
+    action: str,
+    arguments: dict[str, Any],
+    *,
+    by: str,
+    reason: str,
+    now: datetime,
+) -> int:
+    """Write a request down; returns its id, under which its outcome can be read.
+
+    Raises:
+        InputError: an unknown action, or a missing argument.
+    """
+    if action not in ACTIONS:
+        raise InputError("action", action, f"one of {sorted(ACTIONS)}")
+    for name in ACTIONS[action]:
+        if not isinstance(arguments.get(name), str | int) or not str(arguments[name]):
+            raise InputError(name, arguments.get(name), f"the {name} to {action}")
+    with ledger.write() as tx:
+        added = tx.execute(
+            schema.commands.insert().values(
+                model=model,
+                action=action,
+                arguments=json.dumps({name: arguments[name] for name in ACTIONS[action]}),
+                by=by,
+                reason=reason,
+                requested=now,
+                state="asked",
+            )
+        )
+        return int(added.inserted_primary_key[0])  # type: ignore[index]
+
+
+def obey(service: Service, *, now: datetime) -> int:
+    """Carry out everything that was asked for, in order; returns how many.
+
+    A command that was running when its process died is failed, not repeated: its effect can be
+    seen, and asking again is one click.
+    """
+    table = schema.commands
+    with service.ledger.write() as tx:
+        stale = table.update().where(table.c.state == "running")
+        tx.execute(stale.values(state="failed", result="interrupted; ask again", finished=now))
+        rows = tx.execute(sa.select(table).where(table.c.state == "asked").order_by(table.c.id))
+        waiting = rows.all()
+    for row in waiting:
+        _mark(service, row.id, state="running")
+        try:
+            result = _DO[row.action](service, row, json.loads(row.arguments), now)
+            _mark(service, row.id, state="done", result=result, finished=now)
+        except ShelflifeError as error:
+            _mark(service, row.id, state="failed", result=str(error), finished=now)
+    return len(waiting)
+
+
+def _mark(service: Service, identity: int, **values: Any) -> None:
+    table = schema.commands
+    with service.ledger.write() as tx:
+        tx.execute(table.update().where(table.c.id == identity).values(**values))
+
+
+def _check(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    result = actions.check_now(service, row.model, at=now)
+    return f"{result.check.state}: {result.check.reason}"
+
+
+def _retrain(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    run = actions.retrain_now(service, row.model, by=row.by, reason=row.reason, at=now)
+    return f"run {run} started"
+
+
+def _promote(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    chosen = actions.promote_now(
+        service, row.model, str(arguments["version"]), by=row.by, reason=row.reason, at=now
+    )
+    return f"version {chosen.version} is the champion"
+
+
+def _rollback(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    chosen = actions.rollback_now(service, row.model, by=row.by, reason=row.reason, at=now)
+    return f"version {chosen.version} is the champion again"
+
+
+def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    actions.acknowledge_now(service, int(arguments["incident"]), by=row.by, at=now)
+    return f"incident {arguments['incident']} acknowledged"
+
+
+_DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
+    "check": _check,
+    "retrain": _retrain,
+    "promote": _promote,
+    "rollback": _rollback,
+    "acknowledge": _acknowledge,
+}

@@ -1,0 +1,84 @@
+"""What Prometheus reads: plain text, a handful of metrics, no ids or versions as labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from core import schema
+from core.ledger import Ledger
+
+_HELP = {
+    "shelflife_requests_total": ("counter", "Inference requests by model and outcome."),
+    "shelflife_log_rows_total": ("counter", "Rows for the inference log by model and outcome."),
+    "shelflife_last_check_timestamp_seconds": ("gauge", "When the model was last checked."),
+    "shelflife_incidents_open": ("gauge", "Unresolved incidents by model and severity."),
+    "shelflife_outbox_pending": ("gauge", "Messages that are not delivered yet."),
+    "shelflife_retrains_total": ("counter", "Retraining runs by model and outcome."),
+}
+Sample = tuple[str, dict[str, str], float]
+
+
+def render(ledger: Ledger, snapshot: dict[str, Any]) -> str:
+    """The exposition text: the ledger's state and this process's own counters.
+
+    Args:
+        ledger: read once, in one transaction.
+        snapshot: `{"requests": {(model, outcome): n}, "rows": {(model, outcome): n}}`.
+    """
+    samples: list[Sample] = [*_own(snapshot), *_stored(ledger)]
+    lines: list[str] = []
+    for name, (kind, text) in _HELP.items():
+        mine = [sample for sample in samples if sample[0] == name]
+        if mine:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+            lines += [f"{name}{_labels(labels)} {value:.15g}" for _, labels, value in mine]
+    return "\n".join(lines) + "\n"
+
+
+def _own(snapshot: dict[str, Any]) -> list[Sample]:
+    names = {"requests": "shelflife_requests_total", "rows": "shelflife_log_rows_total"}
+    return [
+        (name, {"model": model, "outcome": outcome}, float(count))
+        for part, name in names.items()
+        for (model, outcome), count in snapshot.get(part, {}).items()
+    ]
+
+
+def _stored(ledger: Ledger) -> list[Sample]:
+    checks, incidents, runs, outbox = (
+        schema.checks, schema.incidents, schema.runs, schema.outbox,
+    )  # fmt: skip
+    samples: list[Sample] = []
+    with ledger.read() as tx:
+        last = sa.select(checks.c.model, sa.func.max(checks.c.created)).group_by(checks.c.model)
+        for model, moment in tx.execute(last):
+            name = "shelflife_last_check_timestamp_seconds"
+            samples.append((name, {"model": model}, moment.timestamp()))
+        count = sa.func.count()
+        opened = (
+            sa.select(incidents.c.model, incidents.c.severity, count)
+            .where(incidents.c.state != "resolved")
+            .group_by(incidents.c.model, incidents.c.severity)
+        )
+        for model, severity, n in tx.execute(opened):
+            labels = {"model": model, "severity": severity}
+            samples.append(("shelflife_incidents_open", labels, n))
+        for model, state, n in tx.execute(
+            sa.select(runs.c.model, runs.c.state, count).group_by(runs.c.model, runs.c.state)
+        ):
+            samples.append(("shelflife_retrains_total", {"model": model, "outcome": state}, n))
+        pending = tx.scalar(sa.select(count).select_from(outbox).where(outbox.c.state == "pending"))
+        samples.append(("shelflife_outbox_pending", {}, float(pending or 0)))
+    return samples
+
+
+def _labels(labels: dict[str, str]) -> str:
+    if not labels:
+        return ""
+    escaped = {
+        key: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        for key, value in labels.items()
+    }
+    return "{" + ",".join(f'{key}="{value}"' for key, value in escaped.items()) + "}"

@@ -1,0 +1,186 @@
+"""The live clock: what is due is done once, however many processes share the ledger.
+
+APScheduler fires every job often and forgets everything (memory job store); whether something is
+due, and whose turn it is, is a row in the ledger (`leases`). Two schedulers on one ledger
+therefore never run the same check twice, and one that dies is replaced when its lease runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from core.errors import LeaseLost, ShelflifeError
+from core.ledger import release_lease, take_lease
+from core.settings import span
+from monitor.alert import outbox
+from monitor.alert import receivers as tellers
+from serving import deploy
+from shelflife import commands, reports
+from shelflife.leases import HOLDER, LASTS, held
+from shelflife.service import Service, wall_clock
+from shelflife.tick import TickResult, advance, grid, rhythm, tick
+
+log = logging.getLogger("shelflife.scheduler")
+_BEAT = 1.0  # seconds between looks at what is due
+_SEAL_AFTER = timedelta(hours=1)  # rows this long in the hot table are sealed
+_SEAL_ROWS = 1_000
+
+
+def run_due(service: Service, model: str, *, now: datetime) -> TickResult | None:
+    """Run the model's check if it is due and nobody else does; returns what it found."""
+    every = rhythm(service, model)
+    lease = take_lease(service.ledger, f"check:{model}", HOLDER, now=now, lasts=5 * LASTS, due=True)
+    if lease is None:
+        return None
+    at = grid(now, every)
+    try:
+        return tick(service, model, at=at, lease=lease)
+    except LeaseLost:
+        return None  # we slept; whoever took over does it
+    finally:
+        release_lease(service.ledger, lease, due=at + every)
+
+
+def deploy_all(service: Service, *, now: datetime) -> list[str]:
+    """Bring what is served in line with the aliases; returns the models that changed."""
+    changed = []
+    for model in service.registry.models():
+        try:
+            done = deploy.sync(
+                service.registry, service.ledger, service.home, model,
+                trust_pickle=service.model(model).trust_pickle, now=now,
+            )  # fmt: skip
+        except ShelflifeError as error:
+            log.error("deploy_failed", extra={"model": model, "error": str(error)})
+            _report_deploy(service, model, str(error), now)
+            continue
+        if done is not None and done.changed:
+            changed.append(model)
+    return changed
+
+
+def _report_deploy(service: Service, model: str, error: str, now: datetime) -> None:
+    from monitor.alert import incidents
+    from monitor.results import Finding
+
+    version = service.registry.by_alias(model, "champion")
+    finding = Finding(
+        cause="deploy_failed",
+        severity="page",
+        title=f"{model}: the champion cannot be prepared for serving; the old version answers",
+        text=error,
+        since=now,
+    )
+    context = service.context(model, version, command="shelflife doctor")
+    with service.ledger.write() as tx:
+        incidents.open_incident(
+            tx, service.ledger, context=context,
+            version=version.version if version else "", finding=finding, at=now,
+        )  # fmt: skip
+
+
+class Scheduler:
+    """Every recurring job of one installation, in this process."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.receivers = tellers.build(service.settings.receivers)
+        self._jobs = BackgroundScheduler(
+            jobstores={"default": MemoryJobStore()},
+            executors={"default": ThreadPoolExecutor(4)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": 60},
+            timezone="UTC",
+        )
+        poll = span(service.settings.mlflow.poll_every).total_seconds()
+        self._add(self.poll_registry, poll)
+        self._add(self.run_checks, _BEAT)
+        self._add(self.run_retraining, _BEAT)
+        self._add(self.deliver, _BEAT)
+        self._add(self.obey_commands, _BEAT)
+        self._add(self.render_reports, 5.0)
+        self._add(self.seal, 60.0)
+
+    def _add(self, job: Callable[[], object], seconds: float) -> None:
+        def guarded() -> None:
+            try:
+                job()
+            except Exception:  # one failing job must not stop the others
+                log.exception("job_failed", extra={"job": job.__name__})
+                self.service.ledger.count("job_failures")
+
+        self._jobs.add_job(
+            guarded, "interval", seconds=seconds, id=job.__name__, next_run_time=wall_clock()
+        )
+
+    def start(self) -> None:
+        """Start firing; returns at once."""
+        self._jobs.start()
+
+    def stop(self) -> None:
+        """Finish what is running and stop."""
+        self._jobs.shutdown(wait=True)
+
+    def run_forever(self, stop: threading.Event) -> None:
+        """Run until told to stop."""
+        self.start()
+        stop.wait()
+        self.stop()
+
+    def poll_registry(self) -> None:
+        """Obey the aliases: a version moved to `champion` is prepared and handed to the workers."""
+        with held(self.service.ledger, "registry") as lease:
+            if lease is not None:
+                deploy_all(self.service, now=wall_clock())
+
+    def run_checks(self) -> None:
+        """Run every check that is due."""
+        for model in self.service.registry.models():
+            result = run_due(self.service, model, now=wall_clock())
+            if result is not None:
+                log.info(
+                    "checked",
+                    extra={"model": model, "state": result.check.state, "why": result.check.reason},
+                )
+
+    def run_retraining(self) -> None:
+        """Carry unfinished retraining runs forward."""
+        for model in self.service.registry.models():
+            with held(self.service.ledger, f"run:{model}") as lease:
+                if lease is None:
+                    continue
+                now = wall_clock()
+                state = advance(self.service, model, at=now, wall=now, lease=lease)
+                if (
+                    state is not None and state.state == "running"
+                ):  # promoted, not served yet: hand it to the workers now
+                    deploy_all(self.service, now=now)
+
+    def deliver(self) -> None:
+        """Send what is in the outbox."""
+        outbox.deliver_due(self.service.ledger, self.receivers, now=wall_clock())
+
+    def obey_commands(self) -> None:
+        """Carry out what people asked for through the API or the dashboard."""
+        with held(self.service.ledger, "commands") as lease:
+            if lease is not None:
+                commands.obey(self.service, now=wall_clock())
+
+    def render_reports(self) -> None:
+        """Render the Evidently reports that incidents want."""
+        with held(self.service.ledger, "reports") as lease:
+            if lease is not None:
+                reports.render_wanted(self.service)
+
+    def seal(self) -> None:
+        """Move settled rows from the hot table into segments."""
+        with held(self.service.ledger, "seal") as lease:
+            if lease is not None:
+                before = wall_clock() - _SEAL_AFTER
+                self.service.log.seal(before=before, min_rows=_SEAL_ROWS)

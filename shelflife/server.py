@@ -1,0 +1,63 @@
+"""`shelflife serve`: inference and control API in one light process.
+
+Nothing heavy is imported here (no MLflow, no Evidently): a worker starts in a second and answers
+while checks and training run elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from core.settings import Settings
+from serving import app as inference
+from shelflife.api import Api
+from shelflife.log_lines import Lines
+from shelflife.service import Service, wall_clock
+
+
+def build(service: Service) -> Starlette:
+    """The ASGI application: Open Inference Protocol v2 at `/v2`, the control API at `/api/v1`."""
+    settings = service.settings
+    serving = inference.build(settings, service.ledger, service.log, service.home, clock=wall_clock)
+
+    def snapshot() -> dict[str, Any]:
+        counters = serving.metrics().counters
+        rows = {"logged", "shed", "unsampled", "answered"}
+        return {
+            "rows": {key: n for key, n in counters.items() if key[1] in rows},
+            "requests": {key: n for key, n in counters.items() if key[1] not in rows},
+        }
+
+    api = Api(settings, service.ledger, service.log, snapshot)
+    return Starlette(
+        routes=[*serving.routes, *api.routes()],
+        lifespan=serving.lifespan,
+        exception_handlers={HTTPException: inference.http_error},
+    )
+
+
+def serve(service: Service) -> int:
+    """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    uvicorn.run(build(service), **options(service.settings))
+    service.close()
+    return 0
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn runs."""
+    return {
+        "host": settings.serving.host,
+        "port": settings.serving.port,
+        "log_config": None,
+        "access_log": False,
+        "timeout_graceful_shutdown": 10,
+    }

@@ -1,0 +1,121 @@
+"""One installation of shelflife: its settings, its three stores, and what is cheap to remember."""
+
+from __future__ import annotations
+
+import io
+import os
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.ledger import Ledger
+from core.settings import ModelSettings, Settings, load
+from monitor.alert.messages import MessageContext
+from monitor.log.log import InferenceLog
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monitor.baseline import Baseline
+    from registry.versions import Registry, Version
+
+SETTINGS_FILE = "shelflife.yaml"
+
+
+def wall_clock() -> datetime:
+    """The real time. Only this package's processes read it; everything below is told."""
+    return datetime.now(UTC)
+
+
+class Service:
+    """The stores behind a settings file, opened when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = settings.home_path
+        self._baselines: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Service:
+        """The service of a settings file: the one given, `$SHELFLIFE_SETTINGS`, `shelflife.yaml`.
+
+        Without any of them the defaults apply, with everything kept in `.shelflife` here.
+
+        Raises:
+            SettingsError: the file does not exist or is wrong.
+        """
+        named = path or os.environ.get("SHELFLIFE_SETTINGS")
+        if named is None and not Path(SETTINGS_FILE).is_file():
+            return cls(Settings(home=str(Path(".shelflife").resolve())))
+        return cls(load(Path(named or SETTINGS_FILE)))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.settings.ledger_url).create()
+
+    @cached_property
+    def log(self) -> InferenceLog:
+        return InferenceLog(self.ledger, self.home / "segments")
+
+    @cached_property
+    def registry(self) -> Registry:
+        from registry.versions import Registry
+
+        registry = Registry(
+            self.settings.tracking_uri, self.settings.artifact_root, self.home / "cache"
+        )
+        registry.prepare()
+        return registry
+
+    def model(self, name: str) -> ModelSettings:
+        return self.settings.model(name)
+
+    def baseline(self, version: Version) -> tuple[Baseline, pd.DataFrame]:
+        """The baseline of a version and its reference sample; remembered, since they never change.
+
+        Raises:
+            RegistryError: the version has none: it was not registered through shelflife.
+        """
+        import pandas as pd
+
+        from monitor.baseline import load as load_baseline
+
+        key = (version.model, version.version)
+        if key not in self._baselines:
+            raw = self.registry.file(version, "reference.parquet")
+            reference = pd.read_parquet(io.BytesIO(raw))
+            self._baselines[key] = (
+                load_baseline(self.registry.file(version, "baseline.json")),
+                reference,
+            )
+        return self._baselines[key]
+
+    def context(self, model: str, version: Version | None, *, command: str = "") -> MessageContext:
+        """What every message about a model says besides its finding."""
+        chosen = self.model(model)
+        known = self.settings.receivers
+        wanted = [r for r in known if not chosen.receivers or r.name in chosen.receivers]
+        dashboard = self.settings.dashboard
+        ui = self.mlflow_ui
+        return MessageContext(
+            model=model,
+            version=version.version if version else "",
+            owner=chosen.owner,
+            runbook=chosen.runbook,
+            environment=self.settings.environment,
+            receivers=tuple((r.name, r.severities) for r in wanted),
+            dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
+            mlflow_url=ui + self.registry.url(version) if version else ui,
+            command=command,
+        )
+
+    @property
+    def mlflow_ui(self) -> str:
+        """Where the MLflow UI is to be found."""
+        chosen = self.settings.mlflow
+        return chosen.ui or f"http://{self.settings.serving.host}:{chosen.port}"
+
+    def close(self) -> None:
+        if "ledger" in self.__dict__:
+            self.ledger.close()

@@ -1,0 +1,84 @@
+"""The commented settings file that `shelflife init` writes."""
+
+from __future__ import annotations
+
+TEMPLATE = """\
+# shelflife settings. Every key is optional; what is commented out shows its default.
+# Durations: 90s, 30m, 12h, 7d, 4w. Secrets never stand here: name env:VARIABLE or file:/path.
+
+# home: .shelflife            # where everything is kept, relative to this file
+# ledger: ""                  # SQLAlchemy URL; SQLite in `home` when empty
+#                             # postgresql+psycopg://user@host/shelflife for several machines
+# environment: ""             # named in messages: staging, production
+
+# mlflow:
+#   tracking_uri: ""          # SQLite in `home` when empty
+#   artifacts: ""             # where new artifacts go; a folder in `home` when empty
+#   ui: ""                    # address of an MLflow UI that already runs; started here when empty
+#   port: 5000
+#   poll_every: 2s            # an alias moved in the MLflow UI is obeyed within this time
+
+# serving:
+#   host: 127.0.0.1
+#   port: 8080
+#   max_body_mb: 8
+#   log_queue_rows: 20000     # rows waiting to be logged; above it they are shed and counted
+#   log_wait: 1s              # longest an answer waits for its row to be committed
+#   max_batch: 256
+#   threads: 1
+
+# dashboard:
+#   host: 127.0.0.1
+#   port: 8501
+
+# receivers:                  # who is told of incidents
+#   - name: on-call
+#     type: webhook           # signed as Standard Webhooks 1.0 says
+#     url: env:ONCALL_WEBHOOK_URL
+#     secret: env:ONCALL_WEBHOOK_SECRET
+#     severities: [page, ticket]
+#     timeout: 15s
+
+defaults:                     # for every model, unless its own section says otherwise
+  owner: ""                   # who answers for the model; named in every message
+  # runbook: ""               # URL of what to do; linked in every message
+  check_every: 1h
+  window: 7d                  # event time a check looks back over
+  # min_rows: 50              # fewer rows or labels are `insufficient_data`, never an alarm
+  # metric: brier             # brier, log_loss (classification); mae, rmse (regression)
+  tolerance: 0.1              # how much worse than expected, relative to the baseline
+  false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
+  # max_age: 180d             # older models are stale even if nothing else is wrong
+  # label_delay: 30d          # how late labels are; measured when not set
+  # no_data_after: 2h         # silence longer than this is a page; two windows when not set
+  # sample_rate: 1.0          # share of predictions that are logged
+  # durability: strict        # strict: answered after the row is committed; relaxed: at once
+  # trust_pickle: false       # true runs any code that a pickled model contains
+  # receivers: []             # names of those who are told; all when empty
+  # quality:
+  #   missing_points: 0.2     # rise of a missing share that breaks the feed
+  #   unseen_share: 0.2       # share of never seen categories that does
+  #   out_of_range_share: 0.5 # share of values beyond ten times the range that does
+  retrain:
+    mode: auto                # auto, approve (a person promotes) or never (only told)
+    cooldown: 7d
+    # budget_per_quarter: 12
+    # min_new_labels: 200
+    # cost_of_run: 0.2        # in expected losses of one check window
+    # rows: 0                 # train on at most so many of the newest rows; 0: all
+    # trainer: ""             # package.module:function; empty: refit the champion's pipeline
+    # time_limit: 1h
+    # memory_limit_gb: 8
+    # watch: 60d              # how long a new champion is compared with its predecessor
+    # gate:
+    #   confidence: 0.9       # one-sided, that the candidate's loss is lower
+    #   min_rows: 200
+    #   max_rows: 2000
+    #   holdout_share: 0.15
+
+# models:
+#   churn:
+#     owner: team-retention
+#     label_delay: 30d
+#     retrain: {mode: approve}
+"""
