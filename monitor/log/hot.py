@@ -56,7 +56,11 @@ def insert(
         }
         for row in fresh
     ]
-    return tx.execute(ledger.insert_ignore(schema.predictions), values).rowcount
+    statement = ledger.insert_ignore(schema.predictions)
+    if ledger.sqlite:
+        return tx.execute(statement, values).rowcount
+    # psycopg does not count the rows of a batch; RETURNING lists those that were inserted.
+    return len(tx.execute(statement.returning(schema.predictions.c.id), values).all())
 
 
 def _event(row: Prediction) -> bytes:

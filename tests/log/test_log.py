@@ -40,10 +40,8 @@ def label(i: int, value: object = 1, days: float = 30, **changes: object) -> Lab
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> InferenceLog:
-    return InferenceLog(
-        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").create(), tmp_path / "segments"
-    )
+def log(any_ledger: Ledger, tmp_path: Path) -> InferenceLog:
+    return InferenceLog(any_ledger, tmp_path / "segments")
 
 
 @pytest.mark.parametrize("sealed", [False, True])

@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both do their own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test install check format lint types screenshots clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EXIT=1 ends after the summary)
+	@$(BIN)/shelflife demo $(if $(EXIT),--exit)
+
+test: $(VENV)/.development  ## the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+install: $(VENV)/.development  ## the set-up alone
+
+check: format lint types test  ## what CI runs
+
+format: $(VENV)/.development
+	@$(BIN)/ruff format --check .
+
+lint: $(VENV)/.development
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.development
+	@$(BIN)/mypy
+
+screenshots: $(VENV)/.development  ## real screenshots of every page, after a demo, into docs/images
+	@$(BIN)/python docs/screenshots.py
+
+clean:  ## forget the environment and the demo
+	rm -rf $(VENV) .demo
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("shelflife needs Python 3.11 or newer, this is %d.%d; say make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes when packages have to be downloaded)"
+	@$(PIP) install --constraint constraints.txt --upgrade pip
+	@$(PIP) install --constraint constraints.txt --editable ".[postgres]"
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.runtime
+	@$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
