@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import routes
+from dashboard import parts, routes
 
 # A picture of our own: a named icon would be fetched from a foreign server.
 _ICON = (
@@ -17,6 +17,7 @@ _ICON = (
 def main() -> None:
     """Show the page the address names."""
     st.set_page_config(page_title="shelflife", page_icon=_ICON, layout="wide")
+    parts.style()
     names: tuple[routes.Name, ...] = ("fleet", "model", "incidents", "runs")
     st.navigation([routes.page(name) for name in names], position="top").run()
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _STEPS = [0.5, 1.0, 2.0]  # of statistic / threshold: where the drift map's colour changes
-_ROW = 22  # height of one column of the drift map, in pixels
+_HEIGHT = 320  # of the metric's chart, its axis included, in pixels
+_ROW = 26  # of one column of the drift map
+_AROUND = 104  # of its legend and time axis
 
 
 def metric_chart(
@@ -32,7 +34,7 @@ def metric_chart(
     metric: str,
 ) -> Any:
     """The realised metric per check with its 95 % interval, the baseline's expectation (dashed),
-    the tolerance (solid), each promotion as a mark, and the state of each moment below."""
+    the tolerance (solid), each promotion as a mark, and the state of each moment on the axis."""
     frame = _worded(checks, champion)
     span = [frame["at"].min(), frame["at"].max()]
     x = _time("at", span)
@@ -40,14 +42,12 @@ def metric_chart(
     tint = alt.Color(
         "serving:N",
         legend=None,
-        scale=alt.Scale(
-            domain=["champion", "former"], range=[colours.champion, colours.former]
-        ),
+        scale=alt.Scale(domain=["champion", "former"], range=[colours.champion, colours.former]),
     )
     y = alt.Y(
         "value:Q",
         title=words.first_upper(words.metric(metric)),
-        scale=alt.Scale(zero=False, nice=True, padding=4),
+        scale=alt.Scale(zero=False, nice=False, padding=18),
         axis=alt.Axis(tickCount=5, format=".3~g"),
     )
     band = base.mark_area(opacity=0.18, interpolate="linear").encode(
@@ -61,17 +61,18 @@ def metric_chart(
     tolerated = base.mark_line(strokeWidth=1.5, color=colours.compared, **steps).encode(
         x=x, y="tolerated:Q", detail="segment:N"
     )
-    over = (
-        base.transform_filter("datum.over")
-        .mark_point(shape="triangle-up", filled=True, size=46, opacity=1)
-        .encode(x=x, y=y, color=alt.value(colours.states["decaying"]))
+    newest = (
+        alt.Chart(frame[frame["value"].notna()].tail(1))
+        .mark_point(filled=True, size=70, opacity=1)
+        .encode(x=x, y=y, color=tint)
     )
     hover = base.mark_point(size=160, opacity=0).encode(x=x, y=y, tooltip=_METRIC_TOOLTIP)
     marks = _marks(promotions, span, colours, champion)
-    picture = alt.layer(band, tolerated, expected, line, over, *marks, hover).properties(height=280)
+    layers = (band, tolerated, expected, line, newest, *marks, _state_strip(checks, colours), hover)
     return (
-        alt.vconcat(picture, _state_strip(checks, colours), spacing=6)
-        .resolve_scale(color="independent", x="shared")
+        alt.layer(*layers)
+        .resolve_scale(color="independent")
+        .properties(height=_HEIGHT)
         .configure_view(strokeWidth=0)
     )
 
@@ -92,7 +93,6 @@ def _worded(checks: pd.DataFrame, champion: str) -> pd.DataFrame:
     frame["serving"] = ["champion" if v == champion else "former" for v in frame["version"]]
     # A version that returns after a rollback is another segment, not a line across the gap.
     frame["segment"] = (frame["version"] != frame["version"].shift()).cumsum()
-    frame["over"] = (frame["value"] > frame["tolerated"]) & frame["tolerated"].notna()
     frame["when"] = [words.clock(at.to_pydatetime()) for at in frame["at"]]
     frame["said"] = [
         f"{words.number(v)} {words.interval(_some(low), _some(high))}".strip()
@@ -111,7 +111,9 @@ def _some(value: float) -> float | None:
     return None if value != value else value
 
 
-_DATES = alt.Axis(grid=False, labelOverlap="greedy", tickCount=6, labelFlush=True, format="%-d %b %y")
+_DATES = alt.Axis(
+    grid=False, labelOverlap="greedy", tickCount=6, labelFlush=True, format="%-d %b %y"
+)
 
 
 def _time(field: str, span: Sequence[Any], axis: Any = _DATES) -> Any:
@@ -151,9 +153,8 @@ def _marks(
         ],
     )
     rule = base.mark_rule(strokeWidth=1.5, opacity=0.8).encode(color=tint)
-    text = base.mark_text(align="left", baseline="top", dx=4, fontSize=12, fontWeight="bold").encode(
-        y=alt.value(2), text="label:N", color=tint
-    )
+    style = {"align": "left", "baseline": "top", "dx": 4, "fontSize": 12, "fontWeight": "bold"}
+    text = base.mark_text(**style).encode(y=alt.value(2), text="label:N", color=tint)
     return [rule, text]
 
 
@@ -178,14 +179,14 @@ def _state_strip(checks: pd.DataFrame, colours: Palette) -> Any:
         )
     return (
         alt.Chart(pd.DataFrame(rows))
-        .mark_rect(height=10, cornerRadius=2)
+        # On the time axis, at whatever height the page gives the chart.
+        .mark_rect(y=alt.ExprRef(expr="height - 9"), y2=alt.ExprRef(expr="height"))
         .encode(
-            x=_time("at", [at[0], at[-1]], axis=None),
+            x=_time("at", [at[0], at[-1]]),
             x2="until:T",
             color=alt.Color("colour:N", scale=None, legend=None),
             tooltip=[alt.Tooltip("mood:N", title="state"), alt.Tooltip("when:N", title="from, to")],
         )
-        .properties(height=10)
     )
 
 
@@ -212,14 +213,12 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
                 title=None,
                 sort=[words.clean(name, most=60) for name in drift.columns],
                 scale=alt.Scale(paddingInner=0.12),
-                axis=alt.Axis(labelLimit=190, ticks=False, domain=False),
+                axis=alt.Axis(labelLimit=190, labelOverlap=False, ticks=False, domain=False),
             ),
             color=alt.Color(
                 "ratio:Q",
                 scale=alt.Scale(type="threshold", domain=_STEPS, range=list(colours.ramp)),
-                legend=alt.Legend(
-                    title=None, orient="top", direction="horizontal", format=".2~g", labelFontSize=11
-                ),
+                legend=alt.Legend(title=None, orient="top", direction="horizontal", format=".2~g"),
             ),
             tooltip=[
                 alt.Tooltip("name:N", title="column"),
@@ -228,7 +227,7 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
                 alt.Tooltip("ratio:Q", title="times its threshold", format=".3~g"),
             ],
         )
-        .properties(height=max(2, len(drift.columns)) * _ROW)
+        .properties(height=len(drift.columns) * _ROW + _AROUND)
         .configure_view(strokeWidth=0)
     )
 
@@ -245,7 +244,7 @@ def sparkline(spark: Spark, colours: Palette, *, width: int = 220, height: int =
     marks = [*known, *([spark.tolerated] if spark.tolerated is not None else [])]
     low, high = min(marks), max(marks)
     room = (high - low) or abs(high) or 1.0
-    step = width / max(1, len(spark.values) - 1)
+    step = (width - 8) / max(1, len(spark.values) - 1)
 
     def y(value: float) -> float:
         return round(4 + (height - 8) * (1 - (value - low) / room), 1)
@@ -257,7 +256,7 @@ def sparkline(spark: Spark, colours: Palette, *, width: int = 220, height: int =
             f'<line x1="0" x2="{width}" y1="{at}" y2="{at}" stroke="{colours.compared}" '
             'stroke-width="1" stroke-dasharray="3 3"/>'
         )
-    points = [(i * step, v) for i, v in enumerate(spark.values)]
+    points = [(4 + i * step, v) for i, v in enumerate(spark.values)]
     known_points = [(round(x, 1), y(v)) for x, v in points if v is not None]
     path = " ".join(f"{x},{at}" for x, at in known_points)
     shapes.append(
@@ -267,7 +266,7 @@ def sparkline(spark: Spark, colours: Palette, *, width: int = 220, height: int =
     x, at = known_points[-1]
     over = spark.tolerated is not None and known[-1] > spark.tolerated
     end = colours.states["decaying"] if over else colours.champion
-    shapes.append(f'<circle cx="{min(x, width - 3.5)}" cy="{at}" r="3.2" fill="{end}"/>')
+    shapes.append(f'<circle cx="{x}" cy="{at}" r="3.2" fill="{end}"/>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}">{"".join(shapes)}</svg>'

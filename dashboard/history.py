@@ -6,6 +6,7 @@ share a point and the worst of them is shown, so that no excursion disappears.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
 from math import ceil
@@ -98,16 +99,13 @@ def _since(query: sa.Select[Any], column: sa.Column[Any], start: datetime | None
     return query if start is None else query.where(column >= start)
 
 
-def _checks(
-    tx: sa.Connection, model: str, start: datetime | None
-) -> tuple[pd.DataFrame, int]:
+def _checks(tx: sa.Connection, model: str, start: datetime | None) -> tuple[pd.DataFrame, int]:
     import pandas as pd
 
     table = schema.checks
     query = sa.select(*(table.c[name] for name in _SERIES)).where(table.c.model == model)
     rows = tx.execute(_since(query, table.c.at, start).order_by(table.c.at)).all()
-    every = max(1, ceil(len(rows) / (POINTS // 2)) if len(rows) > POINTS else 1)
-    kept = rows if every == 1 else _worst(rows, every)
+    kept, every = _worst(rows)
     frame = pd.DataFrame([tuple(row) for row in kept], columns=list(_SERIES))
     frame["at"] = pd.to_datetime(frame["at"], utc=True)
     for name in ("value", "low", "high", "expected", "tolerated"):
@@ -115,14 +113,15 @@ def _checks(
     return frame, every
 
 
-def _worst(rows: Any, every: int) -> list[Any]:
-    """Of each `every` checks in a row of one version, the one with the highest loss."""
-    kept = []
-    for _, group in groupby(rows, key=lambda row: row.version):
-        same = list(group)
-        parts = (same[i : i + every] for i in range(0, len(same), every))
-        kept += [max(part, key=lambda row: -1.0 if row.value is None else row.value) for part in parts]
-    return kept
+def _worst(rows: Sequence[Any]) -> tuple[list[Any], int]:
+    """At most `POINTS` checks: of each so many in a row of one version, the one of highest loss."""
+    served = [list(group) for _, group in groupby(rows, key=lambda row: row.version)]
+    every = max(1, len(rows) // POINTS)
+    while sum(ceil(len(same) / every) for same in served) > POINTS and every < len(rows):
+        every += 1
+    parts = (same[i : i + every] for same in served for i in range(0, len(same), every))
+    kept = [max(part, key=lambda row: -1.0 if row.value is None else row.value) for part in parts]
+    return kept[-POINTS:], every
 
 
 def _latest(tx: sa.Connection, model: str) -> CheckResult | None:

@@ -32,9 +32,7 @@ def command(settings: Settings) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", script, *flags]
 
 
-def environment(
-    settings: Settings, *, mlflow_ui: str = "", replay: bool = False
-) -> dict[str, str]:
+def environment(settings: Settings, *, mlflow_ui: str = "", replay: bool = False) -> dict[str, str]:
     """What the dashboard reads from its environment, to be added to the process's own.
 
     Args:

@@ -17,8 +17,7 @@ _PAGE = 25  # models shown at once
 @parts.guarded
 def show(desk: Desk) -> None:
     fleet = desk.fleet()
-    top = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute")
-    with top:
+    with parts.line(apart=True):
         st.header("Which model needs you?", anchor=False, width="content")
         with st.container(width="content"):
             parts.as_of(desk, fleet.checked)
@@ -63,8 +62,9 @@ def _list(desk: Desk, rows: list[ModelRow], colours: Palette) -> None:
         number = st.number_input(f"Page (of {pages})", 1, pages, start, width=160)
         routes.remember("page", str(number) if number > 1 else None)
         first = (number - 1) * _PAGE
-    for row in rows[first : first + _PAGE]:
-        _row(desk, row, colours)
+    with st.container(gap="xsmall"):
+        for row in rows[first : first + _PAGE]:
+            _row(desk, row, colours)
     st.caption(
         "Sorted by consequence. Sparklines: the last 30 days of the metric, its tolerance dashed. "
         "Every metric is a loss: lower is better."
@@ -73,22 +73,23 @@ def _list(desk: Desk, rows: list[ModelRow], colours: Palette) -> None:
 
 def _row(desk: Desk, row: ModelRow, colours: Palette) -> None:
     with st.container(border=True):
-        who, what, trend, doing = st.columns([2.1, 2.2, 1.9, 3.3], vertical_alignment="center")
-        with who:
+        who, what, trend, doing = st.columns([2.4, 2.4, 1.9, 3.3], vertical_alignment="center")
+        with who, parts.rows():
             _who(desk, row)
-        with what:
+        with what, parts.rows():
             _metric(row)
         with trend:
             picture = charts.sparkline(row.spark, colours)
             if picture:
                 st.image(picture, width="stretch", alt=_said(row))
-        with doing:
+        with doing, parts.rows():
             _doing(row)
 
 
 def _who(desk: Desk, row: ModelRow) -> None:
-    routes.link("model", f"**{words.plain(row.model, most=60)}**", name=row.model)
-    st.markdown(words.mark(words.look(row.state)))
+    with parts.line():
+        parts.go("model", f"**{words.plain(row.model, most=60)}**", name=row.model)
+        st.markdown(words.mark(words.look(row.state)), width="content")
     served = f"v{words.plain(row.version, most=20)}" if row.version else "no champion"
     if row.champion_since:
         served += f" for {words.age(desk.now - row.champion_since)}"
@@ -124,19 +125,9 @@ def _said(row: ModelRow) -> str:
 def _doing(row: ModelRow) -> None:
     if row.incident is not None:
         more = f" (+{row.incidents - 1} more)" if row.incidents > 1 else ""
-        title = words.plain(row.incident.title, most=110)
-        routes.link("incidents", f"Incident {row.incident.id}: {title}{more}", id=str(row.incident.id))
-    if row.run is not None:
-        routes.link("runs", words.plain(_run(row)), id=row.run.id)
-    if row.incident is None and row.run is None:
-        st.caption(words.plain(row.reason, most=140) or "Nothing to do.")
-
-
-def _run(row: ModelRow) -> str:
-    run = row.run
-    if run is None:
-        return ""
-    candidate = f", candidate v{run.candidate}" if run.candidate else ""
-    if run.state == "waiting":
-        return f"Run {run.id[:8]} waits for approval{candidate}"
-    return f"Run {run.id[:8]}: {run.step or 'starting'}{candidate}"
+        st.caption(words.plain(row.incident.title, most=160) + more)
+    elif row.reason:
+        st.caption(words.plain(row.reason, most=160))
+    if row.incident is not None or row.run is not None:
+        with parts.line():
+            parts.incident_and_run(row)

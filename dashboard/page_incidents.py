@@ -30,7 +30,10 @@ def show(desk: Desk) -> None:
     rows = desk.incidents(model, _STATES[shown])
     if not rows:
         kind = "" if shown == "all" else f"{shown} "
-        st.info(f"No {kind}incidents. Drift that does not hurt never becomes one.", icon=":material/check:")
+        st.info(
+            f"No {kind}incidents. Drift that does not hurt never becomes one.",
+            icon=":material/check:",
+        )
     for row in rows:
         _row(desk.now, row)
 
@@ -43,12 +46,12 @@ def look(row: IncidentRow) -> words.Look:
 def _row(now: datetime, row: IncidentRow) -> None:
     with st.container(border=True):
         left, right = st.columns([7, 3], vertical_alignment="center")
-        with left:
+        with left, parts.rows():
             title = words.plain(row.title, most=160)
-            routes.link("incidents", f"**{row.id}** · {title}", id=str(row.id))
-            st.markdown(f"{words.mark(look(row))} {words.plain(row.cause)}")
-        with right:
-            routes.link("model", words.plain(row.model, most=60), name=row.model)
+            st.markdown(f"{words.mark(look(row))} {title}")
+            parts.go("incidents", f"Incident {row.id}", id=str(row.id))
+        with right, parts.rows():
+            parts.go("model", words.plain(row.model, most=60), name=row.model)
             st.caption(_lasted(row, now))
 
 
@@ -70,12 +73,12 @@ def _one(desk: Desk, view: IncidentView) -> None:
             st.badge("acknowledged", color="gray")
         st.caption(f"incident {row.id} · {words.plain(row.cause)} · {_lasted(row, desk.now)}")
     with st.container(horizontal=True, vertical_alignment="center"):
-        routes.link("model", f"{words.plain(row.model, most=60)}", name=row.model)
+        parts.go("model", words.plain(row.model, most=60), name=row.model)
         if row.run_id:
-            routes.link("runs", f"Run {words.plain(row.run_id[:8])}", id=row.run_id)
+            parts.go("runs", f"Run {words.plain(row.run_id[:8])}", id=row.run_id)
         parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
     if view.finding is not None and view.finding.text:
-        st.markdown(words.plain(words.first_upper(view.finding.text), most=1200))
+        st.markdown(words.plain(view.finding.text, most=1200))
     if view.finding is not None and view.finding.columns:
         names = ", ".join(words.plain(name, most=60) for name in view.finding.columns[:20])
         st.markdown(f"Columns: {names}")
@@ -97,7 +100,7 @@ def _timeline(view: IncidentView, now: datetime) -> None:
     for event in view.events:
         date, said = st.columns([2, 7], gap="small")
         with date:
-            st.caption(words.clock(event.at, parts.local_zone(), now))
+            st.caption(words.stamp(event.at, now))
         with said:
             kind = words.plain(event.kind.replace("_", " "))
             st.markdown(f"**{kind}** · {words.plain(event.text, most=600)}")

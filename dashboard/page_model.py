@@ -51,15 +51,14 @@ def _pick(desk: Desk) -> None:
     if not rows:
         parts.first_steps()
     for row in rows:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            routes.link("model", words.plain(row.model, most=80), name=row.model)
+        with parts.line():
+            parts.go("model", words.plain(row.model, most=80), name=row.model)
             st.markdown(words.mark(words.look(row.state)), width="content")
 
 
 def _head(desk: Desk, view: ModelView) -> None:
     row = view.row
-    top = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute")
-    with top:
+    with parts.line(apart=True):
         with st.container(horizontal=True, vertical_alignment="center", width="content"):
             st.header(words.plain(row.model, most=80), anchor=False, width="content")
             st.markdown(words.mark(words.look(row.state)), width="content")
@@ -74,29 +73,22 @@ def _head(desk: Desk, view: ModelView) -> None:
         facts.append(f"v{words.plain(row.version, most=20)}")
     if row.since is not None:
         held = words.age(desk.now - row.since)
-        facts.append(f"{words.look(row.state).word} since {words.day(row.since, desk.now)} ({held})")
-    with st.container(horizontal=True, vertical_alignment="center"):
+        facts.append(
+            f"{words.look(row.state).word} since {words.day(row.since, desk.now)} ({held})"
+        )
+    with parts.line():
         st.markdown(" · ".join(facts) or "no champion yet", width="content")
         parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
     if row.reason:
-        st.markdown(words.plain(words.first_upper(row.reason), most=600))
-    _now(row)
-
-
-def _now(row: ModelRow) -> None:
-    """What is going on, with links."""
-    if row.incident is not None:
-        title = words.plain(row.incident.title, most=160)
-        more = f" (+{row.incidents - 1} more)" if row.incidents > 1 else ""
-        routes.link("incidents", f"Incident {row.incident.id}: {title}{more}", id=str(row.incident.id))
-    if row.run is not None:
-        at = "waits for approval" if row.run.state == "waiting" else row.run.step or "starting"
-        routes.link("runs", f"Run {words.plain(row.run.id[:8])}: {words.plain(at)}", id=row.run.id)
+        st.markdown(words.plain(row.reason, most=600))
+    if row.incident is not None or row.run is not None:
+        with parts.line():
+            parts.incident_and_run(row)
 
 
 def _unchecked(row: ModelRow) -> None:
     st.info(
-        "**No check yet.** The first one comes with the next tick, once predictions are in the log.",
+        "**No check yet.** The first comes with the next tick, once predictions are in the log.",
         icon=":material/hourglass_empty:",
     )
     st.caption("Check it now:")
@@ -139,8 +131,7 @@ def _cell(label: str, value: str, below: str) -> None:
 
 def _metric(view: ModelView) -> None:
     name = words.metric(view.row.metric)
-    head = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
-    with head:
+    with parts.line(apart=True):
         title = f"{words.first_upper(name)} over time"
         st.subheader(title, anchor=False, width="content")
         with st.container(width="content"):
@@ -149,7 +140,9 @@ def _metric(view: ModelView) -> None:
         st.caption("No check in this range.")
         return
     if not view.checks["value"].notna().any():
-        st.caption("No labels have arrived in this range: the states are shown, the metric is not known.")
+        st.caption(
+            "No labels have arrived in this range: the states are shown, the metric is not known."
+        )
     picture = charts.metric_chart(
         view.checks,
         view.promotions,
@@ -160,8 +153,8 @@ def _metric(view: ModelView) -> None:
     st.altair_chart(picture, width="stretch", alt=f"{name} over time with its 95 % interval")
     every = "" if view.every == 1 else f" One of {view.every} checks is shown, the worst of each."
     st.caption(
-        ":primary[━] realised by the champion, with its 95 % interval · :gray[━] by earlier versions · "
-        ":gray[╌] expected · :gray[─] tolerated · :orange[▲] over it · │ promotions · below: the state."
+        ":primary[━] realised by the champion, with its 95 % interval · :gray[━] by earlier "
+        "versions · :gray[╌] expected · :gray[─] tolerated · │ promotions · on the axis: the state."
         + every
     )
 
@@ -196,8 +189,9 @@ def _retraining(desk: Desk, view: ModelView) -> None:
         st.caption("Nothing has been decided yet.")
         return
     latest = view.decisions[0]
-    st.markdown(f"**{_ACTIONS.get(latest.action, words.plain(latest.action))}**")
-    st.markdown(words.plain(words.first_upper(latest.reason), most=600))
+    action = _ACTIONS.get(latest.action, words.plain(latest.action))
+    st.markdown(f"**{action}** :gray[decided {words.stamp(latest.at, desk.now)}]")
+    st.markdown(words.plain(latest.reason, most=600))
     change = latest.detail.get("would_change")
     if isinstance(change, str) and change:
         st.caption(f"What would change this: {words.plain(change, most=400)}")
@@ -205,9 +199,10 @@ def _retraining(desk: Desk, view: ModelView) -> None:
         for decision in view.decisions[:20]:
             _decision(desk.now, decision)
     for run in view.runs[:5]:
-        seen = words.look(run.state, words.RUNS)
-        label = f"Run {words.plain(run.id[:8])} {words.mark(seen)} {words.day(run.started, desk.now)}"
-        routes.link("runs", label, id=run.id)
+        with parts.line():
+            parts.go("runs", f"Run {words.plain(run.id[:8])}", id=run.id)
+            seen = words.mark(words.look(run.state, words.RUNS))
+            st.markdown(f"{seen} :gray[{words.day(run.started, desk.now)}]", width="content")
 
 
 _ACTIONS = {
@@ -229,25 +224,22 @@ def _happened(desk: Desk, view: ModelView) -> None:
     st.subheader("What happened", anchor=False)
     if not view.events:
         st.caption("Nothing in this range.")
-    for event in view.events[:_EVENTS]:
-        _event(desk.now, event)
+    with parts.rows():
+        for event in view.events[:_EVENTS]:
+            _event(desk.now, event)
     rest = view.events[_EVENTS : _EVENTS + 100]
     if rest:
-        with st.expander(f"Earlier ({len(rest)})"):
+        with st.expander(f"Earlier ({len(rest)})"), parts.rows():
             for event in rest:
                 _event(desk.now, event)
 
 
 def _event(now: datetime, event: Event) -> None:
-    when = words.day(event.at, now)
-    text = words.plain(event.text, most=220)
-    date, said = st.columns([1, 11], gap="small", vertical_alignment="center")
-    with date:
-        st.caption(when)
-    with said:
+    text = words.plain(event.text, most=260)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption(words.day(event.at, now), width=64 if event.at.year == now.year else 96)
+        st.markdown(text, width="content")
         if event.incident_id is not None:
-            routes.link("incidents", text, id=str(event.incident_id))
+            parts.go("incidents", "open", id=str(event.incident_id))
         elif event.run_id is not None:
-            routes.link("runs", text, id=event.run_id)
-        else:
-            st.markdown(text)
+            parts.go("runs", "open", id=event.run_id)

@@ -25,8 +25,8 @@ def show(desk: Desk) -> None:
     rows = desk.runs(routes.parameter("model") or None)
     if not rows:
         st.info(
-            "No retraining run yet. One starts when decay has cost more than a run does; the model's "
-            "page says how far that is. `shelflife retrain MODEL` starts one now.",
+            "No retraining run yet. One starts when decay has cost more than a run does; the "
+            "model's page says how far that is. `shelflife retrain MODEL` starts one now.",
             icon=":material/info:",
         )
     for row in rows:
@@ -36,14 +36,17 @@ def show(desk: Desk) -> None:
 def _row(now: datetime, row: RunRow) -> None:
     with st.container(border=True):
         left, right = st.columns([7, 3], vertical_alignment="center")
-        with left:
-            label = f"**{words.plain(row.id[:8])}** · {words.plain(row.reason, most=160)}"
-            routes.link("runs", label, id=row.id)
-            step = f" at {words.plain(row.step)}" if row.state == "running" and row.step else ""
-            outcome = f" · {words.plain(row.outcome, most=200)}" if row.outcome else ""
-            st.markdown(f"{words.mark(words.look(row.state, words.RUNS))}{step}{outcome}")
-        with right:
-            routes.link("model", words.plain(row.model, most=60), name=row.model)
+        with left, parts.rows():
+            step = (
+                f" :gray[at {words.plain(row.step)}]" if row.state == "running" and row.step else ""
+            )
+            reason = words.plain(row.reason, most=160)
+            st.markdown(f"{words.mark(words.look(row.state, words.RUNS))}{step} {reason}")
+            if row.outcome:
+                st.caption(words.plain(row.outcome, most=200))
+            parts.go("runs", f"Run {words.plain(row.id[:8])}", id=row.id)
+        with right, parts.rows():
+            parts.go("model", words.plain(row.model, most=60), name=row.model)
             st.caption(f"{_versions(row)} · {_when(row, now)}")
 
 
@@ -69,11 +72,13 @@ def _one(desk: Desk, view: RunView) -> None:
         by = f"{words.plain(row.trigger)}, by {words.plain(row.by)}"
         st.caption(f"{by} · {_versions(row)} · {_when(row, desk.now)}")
     with st.container(horizontal=True, vertical_alignment="center"):
-        routes.link("model", words.plain(row.model, most=60), name=row.model)
+        parts.go("model", words.plain(row.model, most=60), name=row.model)
         if row.incident_id is not None:
-            routes.link("incidents", f"Incident {row.incident_id}", id=str(row.incident_id))
+            parts.go("incidents", f"Incident {row.incident_id}", id=str(row.incident_id))
         if row.candidate:
-            parts.mlflow(desk, row.model, row.candidate, f"MLflow v{words.plain(row.candidate, most=20)}")
+            parts.mlflow(
+                desk, row.model, row.candidate, f"MLflow v{words.plain(row.candidate, most=20)}"
+            )
     st.markdown(f"**Why** {words.plain(row.reason, most=600)}")
     if row.outcome:
         st.markdown(f"**Outcome** {words.plain(row.outcome, most=600)}")
@@ -114,7 +119,7 @@ def _gate(gate: dict[str, Any]) -> None:
         return
     passed = gate.get("passed")
     mark = ":green-badge[✓ passed]" if passed else ":gray-badge[○ refused]"
-    reason = words.plain(words.first_upper(str(gate.get("reason", ""))), most=600)
+    reason = words.plain(str(gate.get("reason", "")), most=600)
     st.markdown(f"{mark} {reason}" if passed is not None else reason)
     number = {key: gate.get(key) for key in ("champion", "candidate", "gain", "low", "high")}
     if all(isinstance(value, int | float) for value in number.values()):
@@ -125,7 +130,8 @@ def _gate(gate: dict[str, Any]) -> None:
         cells[2].metric("Gain", words.number(number["gain"]))
         rows = gate.get("n")
         n = words.count(rows) if isinstance(rows, int) else words.MISSING
-        facts = f"{name}, lower is better · gain {words.interval(number['low'], number['high'])} · n {n}"
+        span = words.interval(number["low"], number["high"])
+        facts = f"{name}, lower is better · gain {span} · n {n}"
         st.caption(words.plain(facts))
     checks = gate.get("checks")
     for check in checks if isinstance(checks, list) else []:

@@ -10,11 +10,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlalchemy as sa
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.elements.lib.layout_utils import HorizontalAlignment
 
 from core.errors import NotFound, ShelflifeError
 from dashboard import routes, words
 from dashboard.source import Desk, read_environment
 from dashboard.theme import Palette, palette
+from dashboard.views import ModelRow
 
 _LIVE = timedelta(seconds=5)
 
@@ -104,6 +107,48 @@ def as_of(desk: Desk, checked: datetime | None) -> None:
     live()
 
 
+_STYLE = """
+<style>
+[data-testid="stMainBlockContainer"] { padding-top: 4.5rem; padding-bottom: 3rem; }
+[data-testid="stMain"] [data-testid="stPageLink-NavLink"] { padding-left: 0; padding-right: 0; }
+[data-testid="stMetric"] { font-variant-numeric: tabular-nums; }
+</style>
+"""
+
+
+def style() -> None:
+    """Less empty room above the page than Streamlit leaves. No data comes near this text."""
+    st.html(_STYLE)
+
+
+def go(name: routes.Name, label: str, /, **parameters: str) -> None:
+    """A link inside a text, in the colour of links; `label` is Markdown."""
+    routes.link(name, f":primary[{label}]", **parameters)
+
+
+def rows() -> DeltaGenerator:
+    """A container whose lines stand close together."""
+    return st.container(gap="xxsmall")
+
+
+def line(*, apart: bool = False) -> DeltaGenerator:
+    """A container whose elements stand side by side, and below each other where it is narrow."""
+    along: HorizontalAlignment = "distribute" if apart else "left"
+    return st.container(
+        horizontal=True, vertical_alignment="center", horizontal_alignment=along, gap="small"
+    )
+
+
+def incident_and_run(row: ModelRow) -> None:
+    """Links to what is going on with a model."""
+    if row.incident is not None:
+        go("incidents", f"Incident {row.incident.id}", id=str(row.incident.id))
+    run = row.run
+    if run is not None:
+        at = "waits for approval" if run.state == "waiting" else run.step or "starting"
+        go("runs", f"Run {words.plain(run.id[:8])}: {words.plain(at)}", id=run.id)
+
+
 def overdue(what: str, checked: datetime, every: timedelta, now: datetime) -> None:
     """Say that nobody is watching."""
     st.warning(
@@ -114,9 +159,7 @@ def overdue(what: str, checked: datetime, every: timedelta, now: datetime) -> No
     )
 
 
-def choice(
-    label: str, parameter: str, options: dict[str, str], *, otherwise: str
-) -> str:
+def choice(label: str, parameter: str, options: dict[str, str], *, otherwise: str) -> str:
     """One of a few options, kept in the address; the label and options are Markdown."""
     chosen = routes.parameter(parameter, tuple(options)) or otherwise
     picked = st.pills(
@@ -136,7 +179,9 @@ def choice(
 
 def command(*arguments: str) -> None:
     """A command a person may copy."""
-    st.code(shlex.join(("shelflife", *(words.clean(a, most=128) for a in arguments))), language=None)
+    st.code(
+        shlex.join(("shelflife", *(words.clean(a, most=128) for a in arguments))), language=None
+    )
 
 
 def report(desk: Desk, relative: str | None, state: str, name: str) -> None:

@@ -7,6 +7,7 @@ what it holds is a replayed history. `dashboard.history` has the one model over 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -183,7 +184,7 @@ def _rhythm(tx: sa.Connection, model: str) -> timedelta | None:
     at = schema.checks.c.at
     query = sa.select(at).where(schema.checks.c.model == model).order_by(at.desc()).limit(12)
     moments = list(tx.scalars(query))
-    gaps = [later - earlier for later, earlier in zip(moments, moments[1:], strict=False)]
+    gaps = [later - earlier for later, earlier in pairwise(moments)]
     return median(gaps) if gaps else None
 
 
@@ -198,12 +199,11 @@ def _since(tx: sa.Connection, model: str, state: str) -> datetime | None:
     )
     other = tx.scalar(before)
     first = sa.select(sa.func.min(table.c.at)).where(table.c.model == model)
-    return tx.scalar(first if other is None else first.where(table.c.at > other))
+    found: datetime | None = tx.scalar(first if other is None else first.where(table.c.at > other))
+    return found
 
 
-def _spark(
-    tx: sa.Connection, model: str, until: datetime, tolerated: float | None
-) -> Spark:
+def _spark(tx: sa.Connection, model: str, until: datetime, tolerated: float | None) -> Spark:
     """The metric's mean in each of `SPARK_POINTS` equal parts of the last `SPARK_DAYS` days."""
     table = schema.checks
     start = until - timedelta(days=SPARK_DAYS)

@@ -24,7 +24,9 @@ def columns(view: ModelView) -> None:
     with st.expander(f"All columns, last check ({len(latest.drift)})"):
         ordered = sorted(latest.drift, key=lambda column: (not column.drifted, column.column))
         st.dataframe(pd.DataFrame([_line(column) for column in ordered]), hide_index=True)
-        st.caption(f"Window of {words.count(latest.rows)} rows. Each value beside its own threshold.")
+        st.caption(
+            f"Window of {words.count(latest.rows)} rows. Each value beside its own threshold."
+        )
 
 
 def _issue(issue: QualityIssue) -> None:

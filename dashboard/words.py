@@ -61,9 +61,7 @@ METRICS = {"brier": "Brier score", "log_loss": "log loss", "mae": "MAE", "rmse":
 
 def look(state: str, table: dict[str, Look] = STATES) -> Look:
     """The look of a state; a state of a newer shelflife shows its own name."""
-    return table.get(state) or Look(
-        shape="?", word=state.replace("_", " "), colour="gray", rank=4
-    )
+    return table.get(state) or Look(shape="?", word=state.replace("_", " "), colour="gray", rank=4)
 
 
 def metric(name: str) -> str:
@@ -78,7 +76,9 @@ def number(value: float | None) -> str:
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.2e}"
     text = f"{value:.3g}"
-    return f"{float(text):,.0f}" if "e" in text or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return (
+        f"{float(text):,.0f}" if "e" in text or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    )
 
 
 def count(value: int | None) -> str:
@@ -136,6 +136,11 @@ def clock(moment: datetime, local: tzinfo | None = None, now: datetime | None = 
     if local is None or moment.astimezone(local).utcoffset() == timedelta(0):
         return text
     return f"{text} ({moment.astimezone(local):%H:%M} your time)"
+
+
+def stamp(moment: datetime, now: datetime | None = None) -> str:
+    """`9 Oct, 14:02 UTC`: one line of a list."""
+    return f"{day(moment, now)}, {utc(moment):%H:%M} UTC"
 
 
 def clean(text: str, *, most: int = 300) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import InputError, NotFound, RegistryError, UntrustedArtifact
 from core.files import sha256_tree, sync_folder
 from core.spec import Kind, ModelSpec
+from registry import loading
 from registry.store import Store, translated
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def write_model(
         types: what a skops file of it holds beyond skops's own list (only MLflow reads this, never
             our loading); None writes a cloudpickle.
     """
+    loading.pyfunc()
     import mlflow.sklearn
 
     with translated(f"write the model {spec.name}"):
@@ -83,7 +85,8 @@ def requirements(estimator: Any, *, pickled: bool) -> list[str]:
     """Pinned packages that loading the estimator takes."""
     names = {"scikit-learn", "numpy", "pandas", "scipy", "cloudpickle" if pickled else "skops"}
     root = type(estimator).__module__.partition(".")[0]
-    names.update(importlib.metadata.packages_distributions().get(root, [])[:1])
+    if root != "sklearn":  # looking it up reads the metadata of every package: half a second
+        names.update(importlib.metadata.packages_distributions().get(root, [])[:1])
     return [f"{name}=={importlib.metadata.version(name)}" for name in sorted(names)]
 
 

@@ -8,6 +8,7 @@ models an operator names (`trust_pickle`). Nothing here needs MLflow unless such
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -194,15 +195,21 @@ def _load_pyfunc(folder: Path, *, trust_pickle: bool) -> Any:
             "others may run any code; if you trust its author, set `trust_pickle: true` for it "
             "(models.<name>.trust_pickle)"
         )
-    import mlflow.pyfunc
-
-    model = mlflow.pyfunc.load_model(str(folder))
+    model = pyfunc().load_model(str(folder))
     try:
         raw = model.get_raw_model()
     except Exception:  # flavours without one raise MlflowException or AttributeError
         raw = None
     # XGBoost, LightGBM and CatBoost estimators speak scikit-learn; bare boosters do not.
     return raw if hasattr(raw, "predict") and hasattr(raw, "get_params") else PyfuncEstimator(model)
+
+
+def pyfunc() -> Any:
+    """`mlflow.pyfunc`, imported late and without the warning about its own type hints."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+    return mlflow.pyfunc
 
 
 def describe(estimator: Any) -> tuple[Task, tuple[Scalar, ...]]:

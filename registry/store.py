@@ -17,17 +17,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
+import sqlalchemy.exc
 from msgspec import Struct
 
 from core.errors import NotFound, RegistryError
 
 EXPERIMENT = "shelflife"
 _LOGGED_MODEL = re.compile(r"^m-[0-9a-f]{32}$")
-_QUIET = {
-    # MLflow and Evidently report usage by default; ours is off, and `docs/` says so.
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+_ENVIRONMENT = {  # read by MLflow; what an operator has set stays
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # it reports usage by default
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Its own patience with a server that is down is minutes; ours is the scheduler's next tick.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _NOISY = ("alembic", "mlflow.store.db.utils")  # say at INFO what every first start does
 
@@ -78,18 +83,30 @@ class Store:
         return self._client
 
     def _connect(self) -> Any:
-        for name, value in _QUIET.items():
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         for logger in _NOISY:
             logging.getLogger(logger).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
-        if urlsplit(self.uri).scheme == "sqlite":
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with translated(f"open {_without_password(self.uri)}"):
+        with translated(f"open {without_password(self.uri)}"):
+            self._knock()
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             client.search_registered_models(max_results=1)  # opens, so migrates, the database
         return client
+
+    def _knock(self) -> None:
+        """Connect to the database once: MLflow tries for 100 s before it says what is wrong."""
+        if urlsplit(self.uri).scheme.startswith("http"):
+            return
+        url = sa.make_url(self.uri)
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -186,7 +203,7 @@ class Store:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         _ = self.client  # quiet and connected before MLflow moves files
-        with translated(f"download {_without_password(location)}"):
+        with translated(f"download {without_password(location)}"):
             repository = get_artifact_repository(location, self.uri, self.uri)
             repository.download_artifacts("", str(folder))
 
@@ -198,7 +215,7 @@ def translated(doing: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
         raise RegistryError(f"MLflow could not {doing}: {error}") from error
 
 
@@ -221,5 +238,6 @@ def pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
             return
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """The URI as a message may show it."""
     return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)

@@ -115,7 +115,7 @@ _REFUSED = {"MethodNode": "a bound method", "OperatorFuncNode": "an operator obj
 
 _MAX_SCHEMA = 512 << 20  # bytes of schema.json
 _MAX_EXPANDED = 16 << 30  # bytes of all members
-_MAX_RATIO = 1000  # expanded to stored, above _SMALL; a zip bomb's is far higher
+_MAX_RATIO = 200  # expanded to stored, above _SMALL; skops stores uncompressed
 _SMALL = 64 << 20
 
 

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -133,6 +134,7 @@ def main(folder: Path) -> None:
     _end_with_parent()
     if job.user_folder:
         sys.path.append(job.user_folder)  # last: no file of theirs shadows one of ours
+    function = _users_trainer(job.trainer)  # first of all: a typo is told before any work
     from registry.loading import load_estimator, predict, save_estimator
 
     inputs, y = read_inputs(folder / "train.parquet", job.spec), _labels(folder)
@@ -140,7 +142,7 @@ def main(folder: Path) -> None:
     _say(f"{len(inputs):,} training rows, {len(holdout):,} held out, {inputs.shape[1]} inputs")
     champion = load_estimator(Path(job.champion), trust_pickle=job.trust_pickle)
     started = time.monotonic()
-    candidate = _train(job, inputs, spell_labels(job.spec, y), champion)
+    candidate = _train(function, inputs, spell_labels(job.spec, y), champion)
     seconds = time.monotonic() - started
     _say(f"fitted {type(candidate).__name__} in {seconds:.1f} s")
     ours = predict(candidate, job.spec, holdout)
@@ -185,29 +187,39 @@ def _labels(folder: Path) -> np.ndarray:
     return y
 
 
-def _train(job: Job, inputs: pd.DataFrame, labels: np.ndarray, champion: Any) -> Any:
+def _users_trainer(reference: str) -> Callable[..., Any] | None:
+    """What `package.module:function` names; None for an empty reference."""
+    if not reference:
+        return None
+    module, _, name = reference.partition(":")
+    function = getattr(importlib.import_module(module), name or "train", None)
+    if not callable(function):
+        raise TrainerFailed(f"{reference} is not callable; expected package.module:function")
+    return cast("Callable[..., Any]", function)
+
+
+def _train(
+    function: Callable[..., Any] | None, inputs: pd.DataFrame, labels: np.ndarray, champion: Any
+) -> Any:
     from sklearn.base import clone
 
     try:
         fresh = clone(champion)
     except TypeError:  # no get_params: a model of another MLflow flavour
-        if not job.trainer:
+        if function is None:
             raise TrainerFailed(
                 f"a {type(champion).__name__} cannot be cloned and refitted; set retrain.trainer "
                 "to package.module:function"
             ) from None
         fresh = champion
-    if not job.trainer:
+    if function is None:
         return fresh.fit(inputs, labels)
-    module, _, name = job.trainer.partition(":")
-    function = getattr(importlib.import_module(module), name or "train", None)
-    if not callable(function):
-        raise TrainerFailed(f"{job.trainer} is not callable; expected package.module:function")
-    _say(f"calling {job.trainer}")
     fitted = function(inputs, labels, fresh)
     if not hasattr(fitted, "predict"):
-        found = type(fitted).__name__
-        raise TrainerFailed(f"{job.trainer} returned {found}; expected a fitted estimator")
+        raise TrainerFailed(
+            f"{function.__module__}:{function.__qualname__} returned {type(fitted).__name__}; "
+            "expected a fitted estimator"
+        )
     return fitted
 
 
@@ -256,5 +268,17 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def _blameless(error: Exception) -> str:
+    """The traceback from where it left this file: theirs, not ours."""
+    trace = error.__traceback__
+    while trace and trace.tb_next and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as failure:
+        sys.stderr.write(_blameless(failure))
+        sys.exit(1)

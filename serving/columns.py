@@ -67,21 +67,26 @@ def columns_of(spec: ModelSpec, values: Mapping[str, list[Any]]) -> dict[str, np
 
 
 def _numbers(feature: Feature, datatype: str, data: list[Any], missing: bool) -> Column | None:
+    array = _floats(datatype, data, missing)
+    if array is None:
+        return None
+    numbers = array.tolist()
+    return Column(array, [None if v != v else v for v in numbers] if missing else numbers)
+
+
+def _floats(datatype: str, data: list[Any], missing: bool) -> np.ndarray | None:
     try:
         array = np.array(data, dtype=np.float64)  # None becomes NaN
     except OverflowError:  # an integer beyond a float's range
         return None
-    if not _fits(array, datatype, data, missing):
-        return None
-    return Column(array, data)
+    return array if _fits(array, datatype, data, missing) else None
 
 
 def _integers(feature: Feature, datatype: str, data: list[Any], missing: bool) -> Column | None:
-    checked = _numbers(feature, datatype, data, missing)
-    if checked is None:
+    array = _floats(datatype, data, missing)
+    if array is None:
         return None
     if float in set(map(type, data)):
-        array = checked.array
         # 2^63 is a float and no int64; the largest float below it is.
         if not np.all((array == np.trunc(array)) & (np.abs(array) < 2.0**63) | np.isnan(array)):
             return None
@@ -89,7 +94,7 @@ def _integers(feature: Feature, datatype: str, data: list[Any], missing: bool) -
     present = [value for value in data if value is not None] if missing else data
     if present and not (min(present) >= -(2**63) and max(present) < 2**63):
         return None
-    return Column(checked.array if feature.nullable else np.array(data, dtype=np.int64), data)
+    return Column(array if feature.nullable else np.array(data, dtype=np.int64), data)
 
 
 def _fits(array: np.ndarray, datatype: str, data: list[Any], missing: bool) -> bool:

@@ -73,12 +73,12 @@ def sync(
     if champion is None:
         path.unlink(missing_ok=True)
         return None
-    served = _pointed_at(home, path)
-    if served is not None and (served.version, served.sha256) == (
-        champion.version,
-        champion.sha256,
-    ):
-        return _deployed(model, served, changed=False)
+    served = _pointed_at(path)
+    wanted = (champion.version, champion.sha256)
+    if served is not None and (served.version, served.sha256) == wanted:
+        refused = served_by(ledger, model, served.version, now=datetime.now(UTC)).error
+        if _whole(store.prepared(home, served.folder), look_inside=bool(refused)):
+            return _deployed(model, served, changed=False)
     target = prepare(registry, home, champion, trust_pickle=trust_pickle)
     store.write_pointer(home, model, target, now=now)
     return _deployed(model, target, changed=True)
@@ -148,14 +148,23 @@ def wait_served(
         sleep(_POLL)
 
 
-def _pointed_at(home: Path, path: Path) -> Target | None:
-    """The target of a pointer that is there, whole, and leads to a prepared folder."""
+def _pointed_at(path: Path) -> Target | None:
+    """The target of a pointer that is there and whole."""
     try:
-        target = store.read_pointer(path).champion
+        return store.read_pointer(path).champion
     except (FileNotFoundError, ShelflifeError):
         return None
-    there = (store.prepared(home, target.folder) / store.MANIFEST).is_file()
-    return target if there else None
+
+
+def _whole(folder: Path, *, look_inside: bool) -> bool:
+    """Whether a prepared folder is there and, where a worker complained, undamaged."""
+    if not look_inside:
+        return (folder / store.MANIFEST).is_file()
+    try:
+        store.verify(folder)
+    except (ShelflifeError, OSError):
+        return False
+    return True
 
 
 def _deployed(model: str, target: Target, *, changed: bool) -> Deployed:
@@ -234,7 +243,7 @@ def _put(folder: Path, final: Path) -> None:
     """Move a folder to its content's name; one that is there already, and sound, stays."""
     try:
         store.verify(final)
-    except (ShelflifeError, OSError, msgspec.DecodeError):
+    except (ShelflifeError, OSError):
         if final.exists():
             shutil.rmtree(final)
         for path in folder.rglob("*"):

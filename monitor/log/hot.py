@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-import pandas as pd
 import sqlalchemy as sa
 
 from core import schema
@@ -18,7 +17,6 @@ from monitor.log.records import Prediction
 T = TypeVar("T")
 _CHUNK = 500  # bound parameters per IN list; SQLite's old default allows 999
 _encode = msgspec.json.Encoder().encode
-META = ("id", "version", "role", "source", "event_id")
 
 
 def chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
@@ -111,8 +109,8 @@ def select(
     roles: Sequence[str],
     version: str | None,
     ids: Sequence[str] | None,
-) -> pd.DataFrame:
-    """Hot rows as one flat frame: meta columns, `time` (µs), `in.<name>`, `out.<name>`."""
+) -> list[Any]:
+    """Hot rows as tuples: the columns of `META`, time (µs), inputs and outputs as JSON."""
     table = schema.predictions
     query = sa.select(
         table.c.prediction_id.label("id"),
@@ -131,28 +129,9 @@ def select(
     if version is not None:
         query = query.where(table.c.version == version)
     if ids is None:
-        return flatten(connection.execute(query).all())
-    found = [
+        return list(connection.execute(query))
+    return [
         row
         for part in chunks(ids)
         for row in connection.execute(query.where(table.c.prediction_id.in_(part)))
     ]
-    return flatten(found)
-
-
-def flatten(rows: Sequence[Any]) -> pd.DataFrame:
-    """Rows with JSON inputs and outputs as one column each."""
-    if not rows:
-        return pd.DataFrame(columns=[*META, "time"])
-    frame = pd.DataFrame([row[:6] for row in rows], columns=[*META, "time"])
-    # One decode over one joined array is several times faster than one per row.
-    inputs = msgspec.json.decode("[" + ",".join(row[6] for row in rows) + "]")
-    outputs = msgspec.json.decode("[" + ",".join(row[7] for row in rows) + "]")
-    return pd.concat(
-        [
-            frame,
-            pd.DataFrame(inputs).add_prefix("in."),
-            pd.DataFrame(outputs).add_prefix("out."),
-        ],
-        axis=1,
-    )

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
-import pandas as pd
 import sqlalchemy as sa
 
 from core import schema
@@ -81,11 +80,8 @@ def learned_between(
 
 def winning(
     connection: sa.Connection, model: str, ids: Sequence[str], known_at: datetime | None
-) -> pd.DataFrame:
-    """The label in force at `known_at` for each id that has one.
-
-    Returns columns `id`, `label` (object) and `label_time` (whole microseconds).
-    """
+) -> dict[str, tuple[object, int]]:
+    """The label in force at `known_at`, with its time in microseconds, of each id that has one."""
     table = schema.labels
     query = sa.select(
         table.c.prediction_id,
@@ -103,11 +99,5 @@ def winning(
             for part in chunks(ids)
             for row in connection.execute(query.where(table.c.prediction_id.in_(part)))
         ]
-    last = {row[0]: (row[1], row[2]) for row in found}  # in order of time: the last one stays
-    return pd.DataFrame(
-        {
-            "id": list(last),
-            "label": pd.Series([json.loads(value) for value, _ in last.values()], dtype=object),
-            "label_time": pd.Series([time for _, time in last.values()], dtype="int64"),
-        }
-    )
+    # In order of time: the last one stays.
+    return {row[0]: (json.loads(row[1]), row[2]) for row in found}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import sqlalchemy as sa
 
 from core import schema
@@ -18,6 +16,9 @@ from core.times import micros
 from monitor.log import hot, labels, segments
 from monitor.log.records import Label, LabelReceipt, LogCounts, Prediction, Role, Rows
 from monitor.log.segments import Written
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SEGMENT_ROWS = 100_000  # most rows a segment holds
 
@@ -61,24 +62,27 @@ class InferenceLog:
         newest: int | None = None,
     ) -> Rows:
         """See `SampleLog.read`."""
+        import pandas as pd
+
+        from monitor.log import flat
+
         with self.ledger.read() as tx:  # manifest, hot rows and labels of one moment
             ids, within = None, None
             if known_after is not None:
                 labelled = True
                 ids = labels.learned_between(tx, model, known_after, known_at)
                 within = hot.segments_of(tx, model, ids)
-            live = hot.select(
-                tx, model, start=start, end=end, roles=roles, version=version, ids=ids
+            live = flat.flatten(
+                hot.select(tx, model, start=start, end=end, roles=roles, version=version, ids=ids)
             )
             sealed, used, problems = self._sealed(tx, model, start, end, within)
-            frame = _filter(sealed, start, end, roles, version, ids)
-            frame = pd.concat([part for part in (frame, live) if len(part)] or [live])
+            old = flat.matching(sealed, start, end, roles, version, ids)
+            frame = pd.concat([part for part in (old, live) if len(part)] or [live])
             frame = frame.sort_values("time", kind="stable", ignore_index=True)
             if newest is not None and not labelled:
                 frame = frame.tail(newest).reset_index(drop=True)
             truth = labels.winning(tx, model, frame["id"].tolist(), known_at)
-        for column in ("label", "label_time"):
-            frame[column] = frame["id"].map(truth.set_index("id")[column])
+        frame = flat.join(frame, truth)
         if labelled:
             frame = frame[frame["label_time"].notna()]
             if known_after is not None:
@@ -86,7 +90,7 @@ class InferenceLog:
             frame = frame.tail(newest) if newest is not None else frame
         if problems:
             self._quarantine(problems)
-        return _rows(frame.reset_index(drop=True), used, [text for _, text in problems])
+        return flat.apart(frame.reset_index(drop=True), used, [text for _, text in problems])
 
     def _sealed(
         self,
@@ -96,6 +100,10 @@ class InferenceLog:
         end: datetime | None,
         within: set[int] | None,
     ) -> tuple[pd.DataFrame, list[str], list[tuple[int, str]]]:
+        import pandas as pd
+
+        from monitor.log import flat
+
         parts, used, problems = [], list[str](), list[tuple[int, str]]()
         for segment in segments.listed(tx, model, start=start, end=end, ids=within):
             try:
@@ -103,8 +111,8 @@ class InferenceLog:
                 used.append(segment.sha256)
             except CorruptSegment as error:
                 problems.append((segment.id, str(error)))
-        empty = pd.DataFrame(columns=[*hot.META, "time"])
-        return (pd.concat(parts, ignore_index=True) if parts else empty), used, problems
+        whole = pd.concat(parts, ignore_index=True) if parts else flat.empty()
+        return whole, used, problems
 
     def _quarantine(self, problems: Sequence[tuple[int, str]]) -> None:
         table = schema.segments
@@ -172,6 +180,8 @@ class InferenceLog:
         return moved
 
     def _seal_one(self, model: str, before: datetime) -> int:
+        from monitor.log import flat
+
         table = schema.predictions
         with self.ledger.read() as tx:
             query = (
@@ -193,7 +203,7 @@ class InferenceLog:
             rows = tx.execute(query).all()
         if not rows:
             return 0
-        written = segments.write(self.folder, model, hot.flatten(rows))
+        written = segments.write(self.folder, model, flat.flatten(rows))
         if not self._swap_in(model, written, rows, before):
             (self.folder / written.path).unlink()  # another sealer was faster
             return 0
@@ -240,45 +250,3 @@ class InferenceLog:
             ]
             tx.execute(schema.sealed_keys.insert(), keys)
         return True
-
-
-def _filter(
-    frame: pd.DataFrame,
-    start: datetime | None,
-    end: datetime | None,
-    roles: Sequence[str],
-    version: str | None,
-    ids: Sequence[str] | None,
-) -> pd.DataFrame:
-    keep = frame["role"].isin(list(roles))
-    if start is not None:
-        keep &= frame["time"] >= micros(start)
-    if end is not None:
-        keep &= frame["time"] < micros(end)
-    if version is not None:
-        keep &= frame["version"] == version
-    if ids is not None:
-        keep &= frame["id"].isin(set(ids))
-    return frame[keep]
-
-
-def _rows(frame: pd.DataFrame, used: Sequence[str], problems: Sequence[str]) -> Rows:
-    meta = frame[["id", "version", "role", "source"]].copy()
-    meta["time"] = _moments(frame["time"])
-    meta["label"] = frame["label"].astype(object).where(frame["label_time"].notna(), None)
-    meta["label_time"] = _moments(frame["label_time"])
-    inputs = frame[[c for c in frame.columns if c.startswith("in.")]]
-    outputs = frame[[c for c in frame.columns if c.startswith("out.")]]
-    return Rows(
-        meta=meta,
-        inputs=inputs.rename(columns=lambda name: name[3:]),
-        outputs=outputs.rename(columns=lambda name: name[4:]).astype(np.float64),
-        segments=tuple(used),
-        problems=tuple(problems),
-    )
-
-
-def _moments(counts: pd.Series) -> pd.Series:
-    whole = pd.to_numeric(counts).astype("Int64")
-    moments = pd.to_datetime(whole, unit="us", utc=True)
-    return moments.astype("datetime64[us, UTC]")

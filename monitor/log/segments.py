@@ -14,10 +14,8 @@ import json
 import uuid
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 from msgspec import Struct
 
@@ -25,6 +23,10 @@ from core import schema
 from core.errors import CorruptSegment
 from core.files import write_atomic
 from core.times import from_micros
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 
 class Segment(Struct, frozen=True, kw_only=True):
@@ -49,6 +51,8 @@ class Written(Struct, frozen=True, kw_only=True):
 
 def write(folder: Path, model: str, frame: pd.DataFrame) -> Written:
     """Write the flat rows of one model as a new file below `folder`."""
+    import pyarrow.parquet as pq
+
     frame = frame.sort_values("time", kind="stable")
     table = _table(frame)
     buffer = io.BytesIO()
@@ -69,6 +73,8 @@ def write(folder: Path, model: str, frame: pd.DataFrame) -> Written:
 
 def _table(frame: pd.DataFrame) -> pa.Table:
     """An Arrow table; a column of mixed types is kept as JSON text rather than lost."""
+    import pyarrow as pa
+
     arrays = {}
     for name in frame.columns:
         values = frame[name].astype(object).where(frame[name].notna(), None).tolist()
@@ -85,6 +91,9 @@ def read(folder: Path, segment: Segment) -> pd.DataFrame:
     Raises:
         CorruptSegment: the file is gone or its hash is not the recorded one.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         data = (folder / segment.path).read_bytes()
     except OSError as error:

@@ -8,7 +8,6 @@ order of time, as long as a check's window where the baseline holds eight of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,9 +17,8 @@ from monitor.measure import drift, thresholds
 from monitor.measure.profile import ColumnProfile, Values, cells_of
 from monitor.measure.thresholds import BLOCKS, Calibration, ColumnCalibration
 
-_MOST_BLOCKS = 60
+_MOST_BLOCKS = 200
 _LEAST_ROWS = 20  # of a block
-_KS_MEAN = math.pi**2 / 12  # mean of the squared Kolmogorov distribution
 _BRIDGES, _SEED = 400, 1
 # Denser towards both ends, where a heavy tail's width lies.
 _HALF = np.concatenate([[0.0], np.geomspace(1e-4, 0.5, 40)])
@@ -118,7 +116,7 @@ def _ks_variation(values: np.ndarray, owner: np.ndarray, blocks: int) -> float |
             continue
         # F - F_rest = (F - F_whole) m/(m-n): the rest need not be sorted again for each block.
         gap = drift.ks(whole, np.sort(part)) * m / (m - n)
-        found.append(gap**2 * n * (m - n) / m / _KS_MEAN)
+        found.append(gap**2 * n * (m - n) / m / thresholds.KS_MEAN)
     return float(np.mean(found)) if len(found) >= BLOCKS // 2 else None
 
 

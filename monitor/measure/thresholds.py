@@ -7,7 +7,7 @@ at that rate, with the baseline's own sampling noise in it (m baseline rows, n w
 psi           (1/n + 1/m) χ²_{K-1}(1-α) φ                       shown, never decides
 js            sqrt(psi line / 8), as JS divergence ≈ PSI / 8      shown, never decides
 wasserstein   gamma with the null's mean and sd, times sqrt(φ)   shown, never decides
-ks            Kolmogorov(1-α) sqrt((1/n + 1/m) φ), Student's t   decides for numbers
+ks            see `ks_line`                                      decides for numbers
 chi2          see `chi2_line`                                    decides for all kinds
 
 φ >= 1 says how much more the baseline's own time blocks differ from each other than chance allows
@@ -28,6 +28,7 @@ from scipy import special
 
 QUARTER = timedelta(days=90)
 BLOCKS = 8  # windows a baseline must hold for its thresholds to be more than provisional
+KS_MEAN = math.pi**2 / 12  # mean of the squared Kolmogorov distribution
 _MANY = 1e6  # degrees of freedom that stand for certainty
 _LEAST = 1e-12  # a smaller error rate than this is beyond what the closed forms can tell
 _MOST = 0.05
@@ -122,10 +123,11 @@ def ks_line(n: int, m: int, alpha: float, phi: float = 1.0, df: float = _MANY) -
     """Kolmogorov–Smirnov statistic that chance exceeds with probability at most alpha.
 
     Kolmogorov's limit with effective n = nm/(n+m), a little too high for small samples and for
-    ties, never too low. With φ estimated on few blocks the tail is Student's instead of normal.
+    ties, never too low. What φ adds is a wandering of the column, normal from block to block and
+    known from few of them, so its part has Student's tail: heavier than Kolmogorov's own.
     """
-    widening = _student_isf(alpha / 2, df) / _student_isf(alpha / 2, _MANY)
-    return float(special.kolmogi(alpha)) * math.sqrt((1 / n + 1 / m) * phi) * widening
+    wander = KS_MEAN * max(phi - 1, 0.0) * _student_isf(alpha / 2, df) ** 2
+    return math.sqrt((1 / n + 1 / m) * (float(special.kolmogi(alpha)) ** 2 + wander))
 
 
 def chi2_line(

@@ -149,6 +149,18 @@ def test_severity_that_rises_is_told_and_reaches_the_pager_to_the_end(ledger: Le
     assert kinds(ledger, one.id) == ["opened", "acknowledged", "worse", "resolved"]
 
 
+def test_only_those_who_heard_of_an_incident_hear_of_its_end(ledger: Ledger):
+    (opened,) = check(ledger, 0, finding())
+    both = ("page", "ticket")
+    moved = MessageContext(
+        model="repurchase", version="3", receivers=(("new", both), ("chat", ("ticket",)))
+    )
+    check(ledger, 1, context=moved)
+    check(ledger, 2, context=moved)
+    assert [name for name, type in sent(ledger) if type.endswith("resolved")] == ["chat"]
+    assert kinds(ledger, opened.incident_id) == ["opened", "resolved"]
+
+
 def test_a_message_is_repeated_once_an_interval_until_somebody_acknowledges(ledger: Ledger):
     for hour in range(0, 15 * 24):
         check(ledger, hour, finding("stale", "ticket"))

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -145,7 +146,7 @@ def test_retry_after_is_waited_for_but_never_shortens_the_ladder(ledger: Ledger)
 
 def test_a_dead_receiver_delays_nobody(ledger: Ledger):
     """While one hangs, another gets what was due and what comes up in the meantime."""
-    hanging, over, other = threading.Event(), threading.Event(), threading.Event()
+    hanging, over, done, late = (threading.Event() for _ in range(4))
 
     class Dead(Scripted):
         def send(self, message: Message, *, at: datetime) -> Outcome:
@@ -156,8 +157,7 @@ def test_a_dead_receiver_delays_nobody(ledger: Ledger):
     class Live(Scripted):
         def send(self, message: Message, *, at: datetime) -> Outcome:
             outcome = super().send(message, at=at)
-            if message.id == "late":
-                other.set()
+            {"m2": done, "late": late}.get(message.id, threading.Event()).set()
             return outcome
 
     put(ledger, "m1", "m2", to=("dead", "live"))
@@ -166,8 +166,10 @@ def test_a_dead_receiver_delays_nobody(ledger: Ledger):
         work = pool.submit(deliver, ledger, dead=dead, live=live)
         try:
             assert hanging.wait(30)
+            assert done.wait(30)
+            time.sleep(0.5)  # the live lane has found nothing more to do
             put(ledger, "late", incident=2, to=("live",))
-            assert other.wait(30)
+            assert late.wait(30)
         finally:
             over.set()
         assert work.result() == DeliveryReport(delivered=3, retried=1)

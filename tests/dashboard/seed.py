@@ -147,7 +147,13 @@ def write(ledger: Ledger, results: list[CheckResult]) -> None:
 
 
 def promote(
-    ledger: Ledger, model: str, version: str, at: datetime, *, kind: str = "gate", previous: str = ""
+    ledger: Ledger,
+    model: str,
+    version: str,
+    at: datetime,
+    *,
+    kind: str = "gate",
+    previous: str = "",
 ) -> None:
     reason = "first version" if kind == "first" else "ahead by 0.019 [0.012, 0.027] on 1,204 rows"
     with ledger.write() as tx:
@@ -228,8 +234,12 @@ def _repurchase(ledger: Ledger, dice: random.Random) -> None:
     with ledger.write() as tx:
         tx.execute(
             schema.workers.insert().values(
-                worker="worker-0", model="repurchase", version="3", sha256="0" * 64,
-                loaded=promoted["3"], seen=NOW,
+                worker="worker-0",
+                model="repurchase",
+                version="3",
+                sha256="0" * 64,
+                loaded=promoted["3"],
+                seen=NOW,
             )
         )
 
@@ -253,18 +263,33 @@ def _incident(ledger: Ledger) -> None:
             [
                 base
                 | {
-                    "id": 41, "cause": "broken_feed", "version": "2", "state": "resolved",
+                    "id": 41,
+                    "cause": "broken_feed",
+                    "version": "2",
+                    "state": "resolved",
                     "title": "repurchase has a broken feed: country 100 % missing since 20 Jul",
-                    "finding": "{}", "opened": NOW - 84 * DAY, "resolved": NOW - 83 * DAY,
-                    "seen": 6, "report_state": "failed", "report": None, "run_id": None,
+                    "finding": "{}",
+                    "opened": NOW - 84 * DAY,
+                    "resolved": NOW - 83 * DAY,
+                    "seen": 6,
+                    "report_state": "failed",
+                    "report": None,
+                    "run_id": None,
                     "open_key": None,
                 },
                 base
                 | {
-                    "id": 42, "cause": "decay", "state": "open", "title": title,
-                    "finding": msgspec.json.encode(finding).decode(), "opened": opened,
-                    "resolved": None, "seen": 4, "report_state": "ready",
-                    "report": "reports/incident-42.html", "run_id": "8f3c1d2e",
+                    "id": 42,
+                    "cause": "decay",
+                    "state": "open",
+                    "title": title,
+                    "finding": msgspec.json.encode(finding).decode(),
+                    "opened": opened,
+                    "resolved": None,
+                    "seen": 4,
+                    "report_state": "ready",
+                    "report": "reports/incident-42.html",
+                    "run_id": "8f3c1d2e",
                     "open_key": "repurchase/decay",
                 },
             ],
@@ -279,7 +304,10 @@ def _incident(ledger: Ledger) -> None:
             [{"incident_id": 42, "at": a, "kind": k, "text": t} for a, k, t in events],
         )
         message = {
-            "incident_id": 42, "type": "model.decay.detected", "body": "{}", "created": opened,
+            "incident_id": 42,
+            "type": "model.decay.detected",
+            "body": "{}",
+            "created": opened,
             "next_attempt": opened,
         }
         tx.execute(
@@ -287,14 +315,22 @@ def _incident(ledger: Ledger) -> None:
             [
                 message
                 | {
-                    "message_id": "msg_1", "receiver": "on-call", "attempts": 1,
-                    "state": "delivered", "delivered": opened + timedelta(seconds=2),
-                    "status": 204, "error": "",
+                    "message_id": "msg_1",
+                    "receiver": "on-call",
+                    "attempts": 1,
+                    "state": "delivered",
+                    "delivered": opened + timedelta(seconds=2),
+                    "status": 204,
+                    "error": "",
                 },
                 message
                 | {
-                    "message_id": "msg_1", "receiver": "data-science", "attempts": 3,
-                    "state": "pending", "delivered": None, "status": 503,
+                    "message_id": "msg_1",
+                    "receiver": "data-science",
+                    "attempts": 3,
+                    "state": "pending",
+                    "delivered": None,
+                    "status": 503,
                     "error": "the receiver answered 503 Service Unavailable",
                 },
             ],
@@ -322,7 +358,12 @@ def gate(passed: bool) -> str:
 
 
 def _runs(ledger: Ledger, start: datetime) -> None:
-    base = {"model": "repurchase", "trigger": "decay", "by": "shelflife", "incident_id": None}
+    base: dict[str, Any] = {
+        "model": "repurchase",
+        "trigger": "decay",
+        "by": "shelflife",
+        "incident_id": None,
+    }
     opened = NOW - 3 * DAY
     with ledger.write() as tx:
         tx.execute(
@@ -383,7 +424,7 @@ def _runs(ledger: Ledger, start: datetime) -> None:
             "would_change": "less than 0.5 runs lost, or fewer than 200 new labels",
             "numbers": {"cost": 0.9, "new_labels": 5210},
         }
-        decision = {"model": "repurchase", "version": "3", "check_id": None}
+        decision: dict[str, Any] = {"model": "repurchase", "version": "3", "check_id": None}
         tx.execute(
             schema.decisions.insert(),
             [
@@ -419,7 +460,7 @@ def _eta(ledger: Ledger, dice: random.Random) -> None:
             check(
                 "eta", "8", at,
                 state="drifting" if drifting else "healthy",
-                reason="hour moved past its threshold; the loss holds" if drifting else "quiet",
+                reason="`hour` moved past its threshold; the loss holds" if drifting else "quiet",
                 metric="mae", value=4.1 + dice.gauss(0, 0.12), expected=4.09, half=0.21,
                 n=8120, coverage=0.97, drift=drift,
             )
@@ -471,9 +512,7 @@ def hostile(ledger: Ledger) -> None:
             )
         )  # fmt: skip
         tx.execute(
-            schema.incident_events.insert().values(
-                incident_id=66, at=NOW, kind="opened", text=text
-            )
+            schema.incident_events.insert().values(incident_id=66, at=NOW, kind="opened", text=text)
         )
         tx.execute(
             schema.runs.insert().values(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+
 from core.ledger import Ledger
 from core.spec import ModelSpec, infer_spec
 from registry.store import Store
 from registry.versions import Registry, Version
-from sklearn.linear_model import LogisticRegression
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -26,7 +27,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder with a real, empty MLflow store; also the working directory."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
@@ -34,19 +35,19 @@ def home(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def registry(home: Path) -> Registry:
     registry = Registry(f"sqlite:///{home}/mlflow.db", home / "mlartifacts", home / "cache")
     registry.prepare()
     return registry
 
 
-@pytest.fixture()
+@pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path}/ledger.db").create()
 
 
-@pytest.fixture()
+@pytest.fixture
 def frame() -> pd.DataFrame:
     rng = np.random.default_rng(7)
     return pd.DataFrame(
@@ -54,17 +55,17 @@ def frame() -> pd.DataFrame:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def target(frame: pd.DataFrame) -> np.ndarray:
     return np.where(frame["a"] + frame["b"] > 0, "yes", "no")
 
 
-@pytest.fixture()
+@pytest.fixture
 def spec(frame: pd.DataFrame) -> ModelSpec:
     return infer_spec("churn", frame, target="y", task="binary", classes=("no", "yes"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def add(
     registry: Registry, frame: pd.DataFrame, target: np.ndarray, spec: ModelSpec
 ) -> Callable[..., Version]:

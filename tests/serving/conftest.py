@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +33,7 @@ from core.settings import ServingSettings, Settings
 from core.spec import ModelSpec, infer_spec
 from monitor.log.log import InferenceLog
 from registry.loading import predict, save_estimator
-from serving import deploy, store
+from serving import deploy
 from serving.app import Serving, build, http_error
 
 NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
@@ -95,7 +96,7 @@ class FolderRegistry:
     def add(self, version: str, spec: ModelSpec, estimator: Any, inputs: pd.DataFrame) -> None:
         folder = self.root / version
         save_estimator(estimator, folder / "model" / "model.skops")
-        (folder / "spec.json").write_bytes(store.msgspec.json.encode(spec))
+        (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
         inputs.add_prefix("in:").to_parquet(folder / "reference.parquet")
 
     def by_alias(self, model: str, alias: str) -> FolderVersion | None:
@@ -230,9 +231,7 @@ def start(room: Room) -> Start:
     @contextmanager
     def run(ready: bool = True, log: Any = None, **options: Any) -> Iterator[Server]:
         models = options.pop("models", {})
-        settings = Settings(
-            home=str(room.home), serving=ServingSettings(**options), models=models
-        )
+        settings = Settings(home=str(room.home), serving=ServingSettings(**options), models=models)
         serving = build(settings, room.ledger, log or room.log, room.home)
         app = Starlette(
             routes=serving.routes,
@@ -274,5 +273,10 @@ def tools() -> Any:
     """The helpers above, for tests that cannot import this file by name."""
     import types
 
-    return types.SimpleNamespace(rows=rows, request=request, wait_for=wait_for, Client=Client,
-        HTTPException=http.client.HTTPException)
+    return types.SimpleNamespace(
+        rows=rows,
+        request=request,
+        wait_for=wait_for,
+        Client=Client,
+        HTTPException=http.client.HTTPException,
+    )

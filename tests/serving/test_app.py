@@ -109,7 +109,11 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "visits",
         "from 0 to 255",
     ),
-    "beyond FP32": (lambda a: _column(a, "amount", data=[1, 1e39], datatype="FP32"), "amount", "FP32"),
+    "beyond FP32": (
+        lambda a: _column(a, "amount", data=[1, 1e39], datatype="FP32"),
+        "amount",
+        "FP32",
+    ),
     "wrong datatype": (lambda a: _column(a, "amount", datatype="BYTES"), "amount.datatype", "FP64"),
     "unknown datatype": (lambda a: _column(a, "amount", datatype="f8"), "amount.datatype", "FP64"),
     "unequal lengths": (lambda a: _column(a, "age", shape=[1], data=[3.0]), "age.shape", "2 rows"),
@@ -118,14 +122,22 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "too deep": (lambda a: _column(a, "amount", data=[[[1.0]], [[2.0]]]), "amount.data", "deep"),
     "object in data": (lambda a: _column(a, "amount", data=[{}, 1.0]), "amount", "a number"),
     "no data": (lambda a: a["inputs"][0].pop("data"), "amount.data", "list of values"),
-    "no rows": (lambda a: [t.update(shape=[0], data=[]) for t in a["inputs"]], "amount.shape", "one"),
+    "no rows": (
+        lambda a: [t.update(shape=[0], data=[]) for t in a["inputs"]],
+        "amount.shape",
+        "one",
+    ),
     "no inputs": (lambda a: a.pop("inputs"), "inputs", "required"),
     "no shape": (lambda a: a["inputs"][0].pop("shape"), "inputs[0].shape", "required"),
     "shape of text": (lambda a: _column(a, "amount", shape="2"), "inputs[0].shape", "array"),
     "long id": (lambda a: a.update(id="x" * 201), "id", "200 characters"),
     "id with a null byte": (lambda a: a.update(id="a\0"), "id", "printable"),
     "id of a number": (lambda a: a.update(id=7), "id", "str"),
-    "unknown output": (lambda a: a.update(outputs=[{"name": "p"}]), "outputs[0].name", "probability"),
+    "unknown output": (
+        lambda a: a.update(outputs=[{"name": "p"}]),
+        "outputs[0].name",
+        "probability",
+    ),
     "bad event time": (
         lambda a: a.update(parameters={"event_time": "yesterday"}),
         "parameters.event_time",
@@ -141,13 +153,21 @@ BAD: dict[str, tuple[Any, str, str]] = {
 }
 
 RAW: dict[str, tuple[bytes, str, str]] = {
-    "NaN": (b'{"inputs":[{"name":"age","shape":[1],"datatype":"FP64","data":[NaN]}]}', "age", "NaN"),
+    "NaN": (
+        b'{"inputs":[{"name":"age","shape":[1],"datatype":"FP64","data":[NaN]}]}',
+        "age",
+        "NaN",
+    ),
     "-Infinity": (
         b'{"inputs":[{"name":"age","shape":[1,1],"datatype":"FP64","data":[[-Infinity]]}]}',
         "age",
         "-inf",
     ),
-    "1e999": (b'{"inputs":[{"name":"age","shape":[1],"datatype":"FP64","data":[1e999]}]}', "age", "inf"),
+    "1e999": (
+        b'{"inputs":[{"name":"age","shape":[1],"datatype":"FP64","data":[1e999]}]}',
+        "age",
+        "inf",
+    ),
     "empty": (b"", "body", "JSON"),
     "not JSON": (b'{"inputs": [', "body", "JSON"),
     "a list": (b"[]", "body", "object"),

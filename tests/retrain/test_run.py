@@ -1,0 +1,438 @@
+"""A run end to end on a real MLflow store: promoted, refused, approved, overtaken, killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from core import schema
+from core.errors import LeaseLost, NotFound
+from core.ledger import Ledger, release_lease, take_lease
+from core.settings import GateSettings, ModelSettings, RetrainSettings
+from core.spec import ModelSpec
+from core.times import iso
+from monitor.baseline import build, dump, load
+from monitor.log.log import InferenceLog
+from registry.promotion import observe, promote
+from registry.versions import Registry
+from retrain import run as runs
+from retrain.run import RunContext, RunState, abandon, advance, start
+
+START = datetime(2020, 1, 1, tzinfo=UTC)
+TRAINED_UNTIL = START + 599 * timedelta(minutes=30)
+AT = START + timedelta(days=40)
+WALL = datetime(2026, 1, 1, tzinfo=UTC)
+TELL = Callable[[str, str], None]
+
+
+class World:
+    """One home folder with a champion, and a context over it."""
+
+    def __init__(self, home: Path, mlflow: str, **settings: Any) -> None:
+        self.home, self.mlflow = home, mlflow
+        self.told: list[tuple[str, str]] = []
+        self.ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
+        self.registry = Registry(mlflow, home / "mlartifacts", home / "cache")
+        self.log = InferenceLog(self.ledger, home / "segments")
+        gate = GateSettings(min_rows=100)
+        self.settings = ModelSettings(retrain=RetrainSettings(gate=gate, **settings))
+        self.context = RunContext(
+            registry=self.registry,
+            ledger=self.ledger,
+            log=self.log,
+            settings=self.settings,
+            home=home,
+            threads=1,
+            tell=lambda kind, text: self.told.append((kind, text)),
+            user_folder=home,
+        )
+
+    def start(self, at: datetime = AT) -> str:
+        run_id = start(
+            self.ledger,
+            "toy",
+            trigger="manual",
+            reason="a test",
+            by="tester",
+            champion="1",
+            at=at,
+        )
+        assert run_id is not None
+        return run_id
+
+    def advance(self, run_id: str, wall: datetime = WALL, at: datetime = AT) -> RunState:
+        return advance(self.context, run_id, at=at, wall=wall)
+
+    def alias(self, name: str) -> str | None:
+        version = self.registry.by_alias("toy", name)
+        return None if version is None else version.version
+
+    def promotions(self) -> list[Any]:
+        with self.ledger.read() as tx:
+            return list(tx.execute(sa.select(schema.promotions)).all())
+
+    def worker(self, name: str, version: str, seen: datetime, error: str = "") -> None:
+        key = schema.workers.c.worker == name
+        with self.ledger.write() as tx:
+            tx.execute(schema.workers.delete().where(key))
+            tx.execute(
+                schema.workers.insert().values(
+                    worker=name,
+                    model="toy",
+                    version=version,
+                    sha256="",
+                    loaded=seen,
+                    seen=seen,
+                    error=error,
+                )
+            )
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, champion: Any) -> Path:
+    """A home folder with an MLflow store in which version 1 is champion."""
+    home = tmp_path_factory.mktemp("template")
+    with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+        import mlflow.sklearn  # noqa: F401
+    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
+    registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts", home / "cache")
+    registry.prepare()
+    import pandas as pd
+
+    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "k": [1, 2, 3], "c": ["red", "green", "red"]})
+    baseline = build(
+        spec,
+        frame,
+        None,
+        None,
+        None,
+        created=START,
+        how="holdout",
+        trained_until=TRAINED_UNTIL,
+    )
+    version = registry.add(
+        "toy",
+        champion,
+        spec,
+        files={"spec.json": msgspec.json.encode(spec), "baseline.json": dump(baseline)},
+        tags={},
+        metrics={},
+        now=START,
+    )
+    promote(
+        registry,
+        ledger,
+        "toy",
+        version.version,
+        expected=None,
+        kind="first",
+        by="tester",
+        reason="first",
+        now=START,
+    )
+    ledger.close()
+    return home
+
+
+@pytest.fixture
+def world(
+    template: Path, logged: Callable[[bool], Path], tmp_path: Path
+) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(turned: bool = True, **settings: Any) -> World:
+        made.append(settle(tmp_path / "home", template, logged(turned), **settings))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.ledger.close()
+
+
+@pytest.fixture(scope="session")
+def gated(
+    template: Path, logged: Callable[[bool], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A home whose run waits for approval of version 2, and that run's id."""
+    here = settle(tmp_path_factory.mktemp("gated") / "home", template, logged(True), mode="approve")
+    run_id = here.start()
+    waiting = here.advance(run_id)
+    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "promote", "2")
+    assert here.told[-1][0] == "waiting"
+    here.ledger.close()
+    return here.home, run_id
+
+
+@pytest.fixture
+def waiting(gated: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """A copy of it, with settings of the test's own."""
+    made: list[World] = []
+
+    def make(**settings: Any) -> World:
+        shutil.copytree(gated[0], tmp_path / "home")
+        world = World(tmp_path / "home", f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", **settings)
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        world.ledger.close()
+
+
+def settle(home: Path, template: Path, logged: Path, **settings: Any) -> World:
+    """A home with the log of `logged` and the MLflow store of `template`."""
+    shutil.copytree(logged, home)
+    shutil.copy(template / "mlflow.db", home / "mlflow.db")
+    shutil.copytree(template / "cache", home / "cache")
+    here = World(home, f"sqlite:///{home / 'mlflow.db'}", **settings)
+    observe(here.registry, here.ledger, "toy", now=START)
+    return here
+
+
+def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
+    world: Callable[..., World], spec: ModelSpec
+) -> None:
+    here = world()
+    run_id = here.start()
+    done = here.advance(run_id)
+    assert (done.state, done.candidate) == ("promoted", "2"), done.outcome
+    assert done.gate is not None
+    assert done.gate.passed
+    assert done.outcome.startswith("version 2 is champion: Brier 0.")
+    assert (here.alias("champion"), here.alias("previous")) == ("2", "1")
+    assert here.alias("challenger") is None
+    kinds = [kind for kind, _ in here.told]
+    assert kinds == [*runs.STEPS, "promoted"]
+    version = here.registry.get("toy", "2")
+    assert version.tags["shelflife.gate"] == "passed"
+    assert version.tags["shelflife.run_id"] == run_id
+    assert version.tags["shelflife.parent"] == "1"
+    baseline = load(here.registry.file(version, "baseline.json"))
+    account = msgspec.json.decode(here.registry.file(version, "dataset.json"))
+    assert version.tags["shelflife.dataset"] == account["identity"]
+    assert baseline.trained_until is not None
+    assert iso(baseline.trained_until) == account["trained_until"]
+    assert baseline.expected is not None
+    assert baseline.expected.how == "holdout"
+    assert baseline.expected.n == done.gate.n == account["holdout_rows"]
+    assert baseline.expected.value == pytest.approx(done.gate.candidate)
+    assert msgspec.json.decode(here.registry.file(version, "spec.json"), type=ModelSpec) == spec
+    [first, second] = here.promotions()
+    assert (second.version, second.previous, second.kind, second.run_id) == (
+        "2",
+        "1",
+        "gate",
+        run_id,
+    )
+    assert first.version == "1"
+    # Nothing moves when a finished run is advanced again, and the model may have another run.
+    assert here.advance(run_id) == done
+    assert runs.active(here.ledger, "toy") is None
+
+
+def test_a_candidate_that_is_no_better_is_registered_and_refused(
+    world: Callable[..., World],
+) -> None:
+    here = world(turned=False)
+    done = here.advance(here.start())
+    assert (done.state, done.candidate) == ("refused", "2")
+    assert done.gate is not None
+    assert not done.gate.passed
+    assert done.gate.reason in done.outcome
+    assert here.alias("champion") == "1"
+    version = here.registry.get("toy", "2")
+    assert version.aliases == ()
+    assert version.tags["shelflife.gate"] == "refused"
+    attached = msgspec.json.decode(here.registry.file(version, "gate.json"))
+    assert attached["passed"] is False
+
+
+def test_in_mode_approve_a_person_moves_the_alias(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    assert (here.alias("champion"), here.alias("challenger")) == ("1", "2")
+    assert here.advance(run_id).state == "waiting"
+    assert here.told == []  # it said so once already
+    here.registry.client.set_registered_model_alias("toy", "champion", "2")
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    assert ("promote", "version 2 is champion, moved by a person") in here.told
+    assert here.alias("challenger") is None
+    assert [row.kind for row in here.promotions()][-1] == "human"
+
+
+def test_a_champion_that_changed_meanwhile_refuses_the_run(
+    waiting: Callable[..., World], gated: tuple[Path, str], champion: Any, spec: ModelSpec
+) -> None:
+    here, run_id = waiting(), gated[1]
+    other = here.registry.add("toy", champion, spec, files={}, tags={}, metrics={}, now=AT)
+    here.registry.client.set_registered_model_alias("toy", "champion", other.version)
+    done = here.advance(run_id)
+    assert done.state == "refused"
+    assert "the champion is version 3" in done.outcome
+    assert here.alias("champion") == "3"
+    assert runs.active(here.ledger, "toy") is None
+
+
+def test_a_version_whose_files_are_not_the_gated_ones_is_never_promoted(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(), gated[1]
+    tag = "shelflife.artifact_sha256"
+    here.registry.client.set_model_version_tag("toy", "2", tag, "0" * 64)
+    done = here.advance(run_id)
+    assert done.state == "failed"
+    assert "has sha256 000000000000…, the gate judged" in done.outcome
+    assert here.alias("champion") == "1"
+
+
+def test_a_trainer_that_raises_leaves_the_champion(world: Callable[..., World]) -> None:
+    here = world(trainer="mine:train")
+    (here.home / "mine.py").write_text("def train(x, y, e):\n    raise ValueError('no luck')\n")
+    done = here.advance(here.start())
+    assert done.state == "failed"
+    assert "ValueError: no luck" in done.outcome
+    assert here.alias("champion") == "1"
+    assert [v.version for v in here.registry.versions("toy")] == ["1"]
+    assert here.told[-1][0] == "failed"
+
+
+def test_too_little_data_is_a_refusal_that_does_not_count_against_the_champion(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    early = TRAINED_UNTIL + timedelta(days=2)
+    done = here.advance(here.start(at=early))
+    assert done.state == "refused"
+    assert "newer than the champion's training data; the gate needs 100" in done.outcome
+    assert done.gate is None
+
+
+def test_killed_at_every_step_it_resumes_and_makes_one_version(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    run_id = here.start()
+    script = str(Path(__file__).with_name("advance_once.py"))
+    points = ["dataset", "train", "gate", "register"]
+    with subprocess.Popen(
+        [sys.executable, script, str(here.home), here.mlflow, iso(AT)],
+        env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).resolve().parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forker:
+        assert forker.stdin is not None
+        assert forker.stdout is not None
+        for point in [
+            *(f"after_{p}" for p in points),
+            "before_alias",
+            "after_alias",
+            "after_serve",
+        ]:
+            forker.stdin.write(point + "\n")
+            forker.stdin.flush()
+            assert forker.stdout.readline() == "137\n", point
+            state = runs.load(here.ledger, run_id)
+            assert state.state == "running", point
+            moved = point in ("after_alias", "after_serve")
+            assert here.alias("champion") == ("2" if moved else "1"), point
+        forker.stdin.close()
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    assert [version.version for version in here.registry.versions("toy")] == ["2", "1"]
+    assert [row.run_id for row in here.promotions()] == [None, run_id]
+
+
+def test_it_waits_until_every_live_worker_has_the_version(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(), gated[1]
+    here.worker("w1", "1", WALL)
+    here.worker("w2", "2", WALL)
+    here.worker("dead", "1", WALL - timedelta(seconds=16))
+    state = here.advance(run_id)
+    assert (state.state, state.step, here.alias("champion")) == ("running", "serve", "2")
+    here.worker("w1", "2", WALL)
+    assert here.advance(run_id).state == "promoted"
+    assert here.told[-2] == ("serve", "2 live workers answer with it")
+
+
+def test_a_worker_that_never_takes_it_does_not_hold_the_run_forever(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(), gated[1]
+    here.worker("w1", "1", WALL, error="cannot load version 2")
+    assert here.advance(run_id).step == "serve"
+    later = WALL + timedelta(minutes=6)
+    here.worker("w1", "1", later, error="cannot load version 2")
+    done = here.advance(run_id, wall=later)
+    assert done.state == "promoted"
+    assert "did not take it within 5 min: cannot load version 2" in done.outcome
+
+
+def test_a_run_that_waits_for_a_person_can_be_abandoned(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    done = abandon(here.context, run_id, reason="not wanted", at=AT)
+    assert (done.state, done.outcome) == ("abandoned", "not wanted")
+    assert here.advance(run_id) == done
+
+
+def test_one_run_per_model_and_one_more_after_it_was_abandoned(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    run_id = here.start()
+    again = start(here.ledger, "toy", trigger="decay", reason="", by="policy", champion="1", at=AT)
+    assert again is None
+    assert abandon(here.context, run_id, reason="not wanted", at=AT).state == "abandoned"
+    assert here.start() != run_id
+    with pytest.raises(NotFound, match="no run"):
+        here.advance("nothing")
+
+
+def test_a_step_that_keeps_being_cut_off_is_given_up(world: Callable[..., World]) -> None:
+    here = world()
+    run_id = here.start()
+    with here.ledger.write() as tx:
+        tx.execute(
+            schema.run_steps.insert().values(
+                run_id=run_id, name="dataset", state="running", attempts=3, started=AT
+            )
+        )
+    done = here.advance(run_id)
+    assert (done.state, done.outcome) == (
+        "failed",
+        "step dataset was cut off 3 times and is not tried again",
+    )
+
+
+def test_who_lost_the_lease_writes_nothing(world: Callable[..., World]) -> None:
+    here = world()
+    run_id = here.start()
+    lease = take_lease(here.ledger, "run", "a", now=WALL, lasts=timedelta(seconds=1))
+    assert lease is not None
+    late = WALL + timedelta(seconds=2)
+    assert take_lease(here.ledger, "run", "b", now=late, lasts=timedelta(seconds=1))
+    from dataclasses import replace
+
+    with pytest.raises(LeaseLost):
+        advance(replace(here.context, guard=lease.guard), run_id, at=AT, wall=WALL)
+    assert runs.load(here.ledger, run_id).done == ()
+    release_lease(here.ledger, lease)

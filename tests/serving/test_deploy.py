@@ -1,0 +1,150 @@
+"""From a real MLflow registry to the pointer: fetched once, proven, mended, taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.errors import UntrustedArtifact
+from core.ledger import Ledger
+from core.spec import ModelSpec
+from registry.versions import Registry
+from serving import store
+from serving.deploy import Deployed, sync, wait_served
+
+NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, versions: Any) -> Registry:
+    """A real registry with two versions of one model; the second has no reference."""
+    root, spec, estimators = versions
+    home = tmp_path_factory.mktemp("mlflow")
+    registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "artifacts", home / "cache")
+    registry.prepare()
+    inputs = pd.read_parquet(root / "1" / "reference.parquet")
+    for number in ("1", "2"):
+        files = {"spec.json": msgspec.json.encode(spec)}
+        if number == "1":
+            files["reference.parquet"] = inputs.to_parquet()
+        registry.add("churn", estimators[number], spec, files=files, tags={}, metrics={}, now=NOW)
+    return registry
+
+
+def run(registry: Registry, ledger: Ledger, home: Path) -> Deployed | None:
+    return sync(registry, ledger, home, "churn", trust_pickle=False, now=NOW)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").create()
+    yield ledger
+    ledger.close()
+
+
+def test_the_champion_is_prepared_once_and_follows_its_alias(
+    shelf: Registry, ledger: Ledger, home: Path, monkeypatch: pytest.MonkeyPatch, versions: Any
+) -> None:
+    _, spec, estimators = versions
+    shelf.set_alias("churn", "champion", "1")
+    first = run(shelf, ledger, home)
+    assert first is not None
+    assert (first.version, first.changed) == ("1", True)
+    assert first.sha256 == shelf.get("churn", "1").sha256
+
+    manifest, found = store.verify(store.prepared(home, first.folder))
+    assert found == spec
+    assert manifest.sample is not None
+    ages = manifest.sample.inputs["age"]
+    assert None in ages
+    assert all(age is None or isinstance(age, float) for age in ages)
+    frame = pd.DataFrame(manifest.sample.inputs)
+    expected = estimators["1"].predict_proba(frame.astype({"age": float}))[:, 1]
+    np.testing.assert_array_equal(manifest.sample.outputs["probability"], expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf, "fetch", None)  # nothing changed: nothing is fetched
+        again = run(shelf, ledger, home)
+    assert again is not None
+    assert (again.folder, again.changed) == (first.folder, False)
+
+    shelf.set_alias("churn", "champion", "2")
+    second = run(shelf, ledger, home)
+    assert second is not None
+    assert (second.version, second.changed) == ("2", True)
+    assert store.verify(store.prepared(home, second.folder))[0].sample is None
+    pointer = json.loads((store.pointers(home) / "churn.json").read_bytes())
+    assert pointer["champion"]["version"] == "2"
+    assert pointer["champion"]["folder"] == second.folder
+    assert pointer["champion"]["backend"] == "native"
+
+    shelf.drop_alias("churn", "champion")
+    assert run(shelf, ledger, home) is None
+    assert not list(store.pointers(home).iterdir())
+    assert run(shelf, ledger, home) is None
+    assert sorted(os.listdir(home / "serving" / "store")) == sorted([first.folder, second.folder])
+
+
+def test_served_without_a_reference_by_a_real_worker(
+    shelf: Registry, room: Any, start: Any, tools: Any
+) -> None:
+    shelf.set_alias("churn", "champion", "2")
+    with start() as server:
+        assert run(shelf, room.ledger, room.home) is not None
+        served = wait_served(room.ledger, "churn", "2", timeout=timedelta(seconds=30))
+        assert (served.ok, served.workers, served.serving) == (True, 1, 1)
+        columns = tools.rows(4)
+        answer = server.client().infer(tools.request(columns))
+        assert answer.body["outputs"][0]["data"] == room.expected("2", columns)
+
+
+def test_waiting_ends_and_says_who_is_missing(ledger: Ledger) -> None:
+    served = wait_served(ledger, "churn", "2", timeout=timedelta(seconds=0.1))
+    assert (served.ok, served.workers) == (False, 0)
+
+
+def test_an_artifact_changed_in_mlflow_is_not_prepared(
+    shelf: Registry, ledger: Ledger, home: Path
+) -> None:
+    spec = msgspec.json.decode(shelf.file(shelf.get("churn", "1"), "spec.json"), type=ModelSpec)
+    from sklearn.dummy import DummyClassifier
+
+    x = pd.DataFrame({f.name: [0, 1] for f in spec.features})
+    version = shelf.add(
+        "churn", DummyClassifier().fit(x, [0, 1]), spec, files={}, tags={}, metrics={}, now=NOW
+    )
+    before = run(shelf, ledger, home)
+    shelf.set_alias("churn", "champion", version.version)
+    shelf.tag(version, artifact_sha256="0" * 64)
+    with pytest.raises(UntrustedArtifact):
+        run(shelf, ledger, home)
+    after = store.read_pointer(store.pointers(home) / "churn.json").champion
+    assert before is not None
+    assert after.version == before.version
+
+
+def test_a_lost_prepared_folder_is_made_again(shelf: Registry, ledger: Ledger, home: Path) -> None:
+    import shutil
+
+    shelf.set_alias("churn", "champion", "1")
+    first = run(shelf, ledger, home)
+    assert first is not None
+    shutil.rmtree(home / "serving" / "store")
+    again = run(shelf, ledger, home)
+    assert again is not None
+    assert (again.folder, again.changed) == (first.folder, True)
+    store.verify(store.prepared(home, again.folder))
