@@ -49,7 +49,7 @@ class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One-sided confidence that the candidate's loss is lower than the champion's."""
     min_rows: Annotated[int, Meta(ge=20)] = 200
     """Labelled rows, newer than any training row, that the comparison needs."""
-    max_rows: Annotated[int, Meta(ge=20)] = 2000
+    max_rows: Annotated[int, Meta(ge=20)] = 1000
     """At most this many of the newest labelled rows are held out for it."""
     holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
     """Share of the labelled rows held out, within those two bounds."""
@@ -121,6 +121,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    repeat_every: Duration = "7d"
+    """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
     """Names of the receivers that are told; all of them when empty."""
     quality: QualitySettings = field(default_factory=QualitySettings)

@@ -18,8 +18,7 @@ def main() -> None:
     """Show the page the address names."""
     st.set_page_config(page_title="shelflife", page_icon=_ICON, layout="wide")
     parts.style()
-    names: tuple[routes.Name, ...] = ("fleet", "model", "incidents", "runs")
-    st.navigation([routes.page(name) for name in names], position="top").run()
+    st.navigation(routes.pages(), position="top").run()
 
 
 main()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _STEPS = [0.5, 1.0, 2.0]  # of statistic / threshold: where the drift map's colour changes
 _HEIGHT = 320  # of the metric's chart, its axis included, in pixels
-_ROW = 26  # of one column of the drift map
-_AROUND = 104  # of its legend and time axis
+_ROW = 24  # of one column of the drift map
+_AROUND = 52  # of its time axis
 
 
 def metric_chart(
@@ -48,7 +48,7 @@ def metric_chart(
         "value:Q",
         title=words.first_upper(words.metric(metric)),
         scale=alt.Scale(zero=False, nice=False, padding=18),
-        axis=alt.Axis(tickCount=5, format=".3~g"),
+        axis=alt.Axis(tickCount=5, format=_digits(frame["high"].max())),
     )
     band = base.mark_area(opacity=0.18, interpolate="linear").encode(
         x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, detail="segment:N"
@@ -105,6 +105,13 @@ def _worded(checks: pd.DataFrame, champion: str) -> pd.DataFrame:
     frame["mood"] = [words.look(state).label for state in frame["state"]]
     frame["version"] = [f"v{words.clean(v, most=20)}" for v in frame["version"]]
     return frame
+
+
+def _digits(largest: float) -> str:
+    """A d3 format with about three significant digits for numbers up to this one."""
+    if not largest >= 1:  # NaN where nothing is known
+        return ".3f"
+    return ".2f" if largest < 10 else ".1f" if largest < 100 else ",.0f"
 
 
 def _some(value: float) -> float | None:
@@ -218,7 +225,7 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
             color=alt.Color(
                 "ratio:Q",
                 scale=alt.Scale(type="threshold", domain=_STEPS, range=list(colours.ramp)),
-                legend=alt.Legend(title=None, orient="top", direction="horizontal", format=".2~g"),
+                legend=None,
             ),
             tooltip=[
                 alt.Tooltip("name:N", title="column"),
@@ -229,6 +236,24 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
         )
         .properties(height=len(drift.columns) * _ROW + _AROUND)
         .configure_view(strokeWidth=0)
+    )
+
+
+def drift_legend(colours: Palette) -> str:
+    """What the drift map's colours mean, as a small SVG without data."""
+    meanings = ("below half", "below", "over", "over twice its threshold")
+    shapes: list[str] = []
+    x = 0
+    for colour, text in zip(colours.ramp, meanings, strict=True):
+        shapes.append(
+            f'<rect x="{x}" y="4" width="14" height="14" rx="2" fill="{colour}" '
+            f'stroke="{colours.faint}"/>'
+            f'<text x="{x + 20}" y="15" fill="{colours.text}" font-size="12" '
+            f'font-family="sans-serif">{text}</text>'
+        )
+        x += 38 + 7 * len(text)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{x}" height="22">{"".join(shapes)}</svg>'
     )
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 POINTS = 2000
 _CELLS = 120  # moments the drift map shows; each is a check that has to be decoded
 _COLUMNS = 20  # columns the drift map shows
+_FLAPS = 3  # changes of state in a row that are told one by one
 _SERIES = (
     "at",
     "version",
@@ -284,4 +285,20 @@ def _events(
     kept = [event for event in events if start is None or event.at >= start]
     # Of one moment: what was noticed, then what was done; the list is read from the newest.
     order = ("state", "incident", "run", "finished", "promotion", "resolved")
-    return tuple(sorted(kept, key=lambda e: (e.at, order.index(e.kind)), reverse=True))
+    kept.sort(key=lambda e: (e.at, order.index(e.kind)), reverse=True)
+    return tuple(_calmer(kept))
+
+
+def _calmer(events: list[Event]) -> list[Event]:
+    """The same, where a state that went to and fro is two lines: the newest, and the others."""
+    found: list[Event] = []
+    for kind, group in groupby(events, key=lambda event: event.kind):
+        same = list(group)
+        if kind != "state" or len(same) <= _FLAPS:
+            found += same
+            continue
+        moods = sorted({event.text.partition(":")[0] for event in same})
+        first = words.day(same[-1].at)
+        text = f"{len(same) - 1} changes since {first}, between {' and '.join(moods)}"
+        found += [same[0], Event(at=same[1].at, kind="state", text=text)]
+    return found

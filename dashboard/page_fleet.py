@@ -131,3 +131,7 @@ def _doing(row: ModelRow) -> None:
     if row.incident is not None or row.run is not None:
         with parts.line():
             parts.incident_and_run(row)
+
+
+if __name__ == "__main__":  # Streamlit runs a page's file as a script
+    show()

@@ -97,19 +97,22 @@ def _timeline(view: IncidentView, now: datetime) -> None:
     st.subheader("Timeline", anchor=False)
     if not view.events:
         st.caption("Nothing was written down.")
-    for event in view.events:
-        date, said = st.columns([2, 7], gap="small")
-        with date:
-            st.caption(words.stamp(event.at, now))
-        with said:
+    with parts.rows():
+        for event in view.events:
             kind = words.plain(event.kind.replace("_", " "))
-            st.markdown(f"**{kind}** · {words.plain(event.text, most=600)}")
+            with parts.entry(words.stamp(event.at, now), width=124):
+                st.markdown(f"**{kind}** · {words.plain(event.text, most=600)}")
 
 
 def _told(messages: tuple[Message, ...], now: datetime) -> None:
     st.subheader("Who was told", anchor=False)
     if not messages:
         st.caption("Nobody: no receiver takes incidents of this severity.")
+    with parts.rows():
+        _messages(messages, now)
+
+
+def _messages(messages: tuple[Message, ...], now: datetime) -> None:
     for message in messages:
         to = f"{words.plain(message.receiver)} · {words.plain(message.type)}"
         st.markdown(f"{_delivery(message)} {to}")
@@ -126,3 +129,7 @@ def _delivery(message: Message) -> str:
         "failed": ":gray-badge[✗ not delivered]",
     }
     return kinds.get(message.state, f":gray-badge[{words.plain(message.state)}]")
+
+
+if __name__ == "__main__":  # Streamlit runs a page's file as a script
+    show()

@@ -25,7 +25,8 @@ def show(desk: Desk) -> None:
     # Rounded to the minute, so that the answer is found again in the cache.
     start = None if days is None else desk.now.replace(second=0, microsecond=0) - days
     view = desk.model(name, start)
-    _head(desk, view)
+    with parts.rows():
+        _head(desk, view)
     if view.row.checked is None:
         _unchecked(view.row)
         return
@@ -99,7 +100,8 @@ def _numbers(desk: Desk, view: ModelView) -> None:
     """Four numbers a person asks for first."""
     row = view.row
     ages = view.latest.staleness if view.latest else None
-    cells = st.columns(4)
+    # Four in a row where it is wide, two where it is narrow.
+    cells = [cell for pair in st.columns(2) for cell in pair.columns(2, wrap=False)]
     with cells[0]:
         _cell(
             words.first_upper(words.metric(row.metric)),
@@ -166,12 +168,13 @@ def _drift(view: ModelView) -> None:
         said = f"None of {drift.quiet} columns crossed its threshold." if drift.quiet else ""
         st.caption(said or "No drift was measured in this range.")
         return
+    st.image(charts.drift_legend(parts.colours()), alt="lighter is quieter, darker is further over")
     st.altair_chart(
         charts.drift_chart(drift, parts.colours()),
         width="stretch",
         alt="drift of each column over time, as a multiple of its threshold",
     )
-    facts = ["Strongest statistic ÷ its threshold; 1 is the line"]
+    facts = ["Each cell: the strongest statistic of a check against its threshold"]
     if drift.quiet:
         facts.append(f"{drift.quiet} quiet column{'s' * (drift.quiet != 1)}")
     if drift.folded:
@@ -235,11 +238,14 @@ def _happened(desk: Desk, view: ModelView) -> None:
 
 
 def _event(now: datetime, event: Event) -> None:
-    text = words.plain(event.text, most=260)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.caption(words.day(event.at, now), width=64 if event.at.year == now.year else 96)
-        st.markdown(text, width="content")
+    old = event.at.year != now.year
+    with parts.entry(words.day(event.at, now), width=88 if old else 56), parts.line():
+        st.markdown(words.plain(event.text, most=260), width="content")
         if event.incident_id is not None:
             parts.go("incidents", "open", id=str(event.incident_id))
         elif event.run_id is not None:
             parts.go("runs", "open", id=event.run_id)
+
+
+if __name__ == "__main__":  # Streamlit runs a page's file as a script
+    show()

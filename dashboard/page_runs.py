@@ -90,8 +90,9 @@ def _one(desk: Desk, view: RunView) -> None:
         st.subheader("Steps", anchor=False)
         if not view.steps:
             st.caption("No step has begun.")
-        for step in view.steps:
-            _step(step)
+        with parts.rows():
+            for step in view.steps:
+                _step(step)
     with right:
         st.subheader("Gate", anchor=False)
         _gate(row.gate)
@@ -134,7 +135,12 @@ def _gate(gate: dict[str, Any]) -> None:
         facts = f"{name}, lower is better · gain {span} · n {n}"
         st.caption(words.plain(facts))
     checks = gate.get("checks")
-    for check in checks if isinstance(checks, list) else []:
+    with parts.rows():
+        _checks(checks if isinstance(checks, list) else [])
+
+
+def _checks(checks: list[Any]) -> None:
+    for check in checks:
         if isinstance(check, Mapping):
             held = ":green[✓]" if check.get("passed") else ":gray[✗]"
             name = words.plain(str(check.get("name", "")).replace("_", " "))
@@ -168,3 +174,7 @@ def _word(value: object) -> str:
     if isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
         return ", ".join(_word(item) for item in value[:8])
     return ""
+
+
+if __name__ == "__main__":  # Streamlit runs a page's file as a script
+    show()

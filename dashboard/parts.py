@@ -110,7 +110,10 @@ def as_of(desk: Desk, checked: datetime | None) -> None:
 _STYLE = """
 <style>
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; padding-bottom: 3rem; }
-[data-testid="stMain"] [data-testid="stPageLink-NavLink"] { padding-left: 0; padding-right: 0; }
+[data-testid="stMain"] [data-testid="stPageLink-NavLink"] {
+  padding-left: 0; padding-right: 0; background: transparent;
+}
+[data-testid="stMain"] [data-testid="stPageLink-NavLink"]:hover { text-decoration: underline; }
 [data-testid="stMetric"] { font-variant-numeric: tabular-nums; }
 </style>
 """
@@ -147,6 +150,13 @@ def incident_and_run(row: ModelRow) -> None:
     if run is not None:
         at = "waits for approval" if run.state == "waiting" else run.step or "starting"
         go("runs", f"Run {words.plain(run.id[:8])}: {words.plain(at)}", id=run.id)
+
+
+def entry(when: str, *, width: int = 64) -> DeltaGenerator:
+    """A line of a timeline: when, and a container for what, beside it on every screen."""
+    with st.container(horizontal=True, gap="small", wrap=False):
+        st.caption(when, width=width)
+        return st.container(gap="xxsmall")
 
 
 def overdue(what: str, checked: datetime, every: timedelta, now: datetime) -> None:

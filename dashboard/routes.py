@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import streamlit as st
@@ -14,25 +13,25 @@ import streamlit as st
 Name = Literal["fleet", "model", "incidents", "runs"]
 
 
+_TITLES: dict[Name, str] = {
+    "fleet": "Fleet",
+    "model": "Model",
+    "incidents": "Incidents",
+    "runs": "Runs",
+}
+
+
 def page(name: Name) -> Any:
-    """The Streamlit page of that name (equal wherever it is made)."""
-    functions: dict[Name, tuple[Callable[[], None], str]] = _functions()
-    function, title = functions[name]
+    """The Streamlit page of that name (equal wherever it is made): the file `page_<name>.py`."""
+    script = f"page_{name}.py"
     if name == "fleet":
-        return st.Page(function, title=title, default=True)
-    return st.Page(function, title=title, url_path=name)
+        return st.Page(script, title=_TITLES[name], default=True)
+    return st.Page(script, title=_TITLES[name], url_path=name)
 
 
-def _functions() -> dict[Name, tuple[Callable[[], None], str]]:
-    # Imported here: the pages import this module for their links.
-    from dashboard import page_fleet, page_incidents, page_model, page_runs
-
-    return {
-        "fleet": (page_fleet.show, "Fleet"),
-        "model": (page_model.show, "Model"),
-        "incidents": (page_incidents.show, "Incidents"),
-        "runs": (page_runs.show, "Runs"),
-    }
+def pages() -> list[Any]:
+    """All of them, in the order of the navigation."""
+    return [page(name) for name in _TITLES]
 
 
 def link(name: Name, label: str, /, **parameters: str) -> None:

@@ -153,8 +153,12 @@ def _load_file(path: Path, *, trust_pickle: bool) -> Any:
             "the model as skops, or, if you trust its author, set `trust_pickle: true` for it "
             "(models.<name>.trust_pickle)"
         )
-    with path.open("rb") as file:
-        return pickle.load(file)  # noqa: S301 (an operator named this model)
+    import joblib  # reads plain pickles as well as its own
+
+    try:
+        return joblib.load(path)  # an operator named this model
+    except Exception as error:  # unpickling can raise anything
+        raise UntrustedArtifact(f"{path.name} cannot be unpickled: {error}") from error
 
 
 def _load_skops(path: Path, *, trust_pickle: bool) -> Any:
@@ -226,9 +230,13 @@ def describe(estimator: Any) -> tuple[Task, tuple[Scalar, ...]]:
         raise InputError(
             "task", name, "task and classes given explicitly: this MLflow flavour does not say them"
         )
-    if is_regressor(estimator):
+    try:
+        regressor, classifier = is_regressor(estimator), is_classifier(estimator)
+    except (AttributeError, TypeError):  # no scikit-learn tags at all
+        regressor = classifier = False
+    if regressor:
         return "regression", ()
-    if not is_classifier(estimator):
+    if not classifier:
         raise InputError("estimator", name, "a fitted scikit-learn classifier or regressor")
     classes = _classes(estimator)
     if len(classes) < 2:

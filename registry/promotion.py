@@ -80,7 +80,7 @@ def promote(
         champion = registry.by_alias(model, CHAMPION)
         target = registry.get(model, version)
         if champion is not None and champion.version == version:
-            move = _intent(target)
+            move = _intent(ledger, target)
             if move is not None and move.run_id == run_id:
                 _finish(registry, ledger, lease, target, move, now)
                 return
@@ -114,7 +114,7 @@ def observe(registry: Registry, ledger: Ledger, model: str, *, now: datetime) ->
         before = _newest(ledger, model)
         if champion is None or champion.version == before:
             return champion
-        move = _intent(champion)
+        move = _intent(ledger, champion)
         if move is None or move.previous != before:
             move = _Move(
                 previous=before,
@@ -210,14 +210,19 @@ def _finish(
     )
 
 
-def _intent(version: Version) -> _Move | None:
+def _intent(ledger: Ledger, version: Version) -> _Move | None:
+    """The announced move to this version that is not in the ledger yet, if there is one."""
     text = version.tags.get(_INTENT)
     if not text:
         return None
     try:
-        return msgspec.json.decode(text, type=_Move)
+        move = msgspec.json.decode(text, type=_Move)
     except msgspec.DecodeError:  # not ours: tags are text anybody may write
         return None
+    done = move.run_id is not None and _recorded(
+        ledger, version.model, version.version, move.run_id
+    )
+    return None if done else move
 
 
 def _newest(ledger: Ledger, model: str) -> str:

@@ -59,7 +59,7 @@ def fit(
         return done
     with (folder / "train.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "retrain.trainer", str(folder)],
+            [sys.executable, "-P", "-m", "retrain.trainer", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -127,11 +127,11 @@ def _read_job(folder: Path) -> Job:
 # --- the subprocess ------------------------------------------------------------------------------
 
 
-def main(folder: Path) -> None:
-    """Train in this process; the caller is `fit`."""
+def main(folder: Path, parent: int) -> None:
+    """Train in this process, as long as the process `parent` lives; the caller is `fit`."""
     job = _read_job(folder)
     _confine(job)
-    _end_with_parent()
+    _end_with(parent)
     if job.user_folder:
         sys.path.append(job.user_folder)  # last: no file of theirs shadows one of ours
     function = _users_trainer(job.trainer)  # first of all: a typo is told before any work
@@ -246,9 +246,8 @@ def _confine(job: Job) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Leave when whoever started us is gone: a resumed run trains anew in the same folder."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -278,7 +277,7 @@ def _blameless(error: Exception) -> str:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), int(sys.argv[2]))
     except Exception as failure:
         sys.stderr.write(_blameless(failure))
         sys.exit(1)

@@ -17,11 +17,12 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from core import schema
+from core.errors import ShelflifeError
 from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import ModelSpec
 from core.times import spell
-from monitor.log.records import SampleLog
+from monitor.log.records import Rows, SampleLog
 from monitor.measure.performance import encode_labels, row_loss
 from retrain.dataset import input_columns
 from retrain.wording import plural, rounded
@@ -122,11 +123,9 @@ def look(
 ) -> Judgement:
     """Score the rows the champion answered, whose labels are known, with both models, and judge.
 
-    Raises:
-        RegistryError: a version cannot be fetched or loaded.
+    A version that cannot be fetched, loaded or asked (its files gone, say) is a reason to wait:
+    nothing can be proven with it, and monitoring must go on.
     """
-    from registry.loading import load_estimator, predict
-
     rows = log.read(
         spec.name,
         start=promotion.since,
@@ -140,11 +139,23 @@ def look(
         found = judge(none, none, settings.retrain.gate.confidence, min_rows=settings.min_rows)
         age = spell(at - promotion.since)
         return Judgement(action="wait", reason=f"{found.reason} ({age} on)", n=len(rows))
-    y, _ = encode_labels(spec, rows.meta["label"].tolist())
-    inputs = input_columns(spec, rows.inputs)
-    losses = []
-    for version in (promotion.version, promotion.predecessor):
-        folder = registry.fetch(registry.get(spec.name, version))
-        estimator = load_estimator(folder, trust_pickle=settings.trust_pickle)
-        losses.append(row_loss(spec, predict(estimator, spec, inputs), y, settings.metric))
+    try:
+        losses = [
+            _losses(registry, spec, version, rows, settings)
+            for version in (promotion.version, promotion.predecessor)
+        ]
+    except ShelflifeError as error:
+        return Judgement(action="wait", reason=f"the two cannot be compared: {error}", n=len(rows))
     return judge(losses[0], losses[1], settings.retrain.gate.confidence, min_rows=settings.min_rows)
+
+
+def _losses(
+    registry: Registry, spec: ModelSpec, version: str, rows: Rows, settings: ModelSettings
+) -> np.ndarray:
+    from registry.loading import load_estimator, predict
+
+    folder = registry.fetch(registry.get(spec.name, version))
+    estimator = load_estimator(folder, trust_pickle=settings.trust_pickle)
+    outputs = predict(estimator, spec, input_columns(spec, rows.inputs))
+    y, _ = encode_labels(spec, rows.meta["label"].tolist())
+    return row_loss(spec, outputs, y, settings.metric)

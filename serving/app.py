@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from msgspec import Struct
@@ -34,7 +34,7 @@ from monitor.log.records import Prediction, SampleLog
 from monitor.log.sample import kept
 from serving.backend import ModelFailed, ModelStats, Outputs
 from serving.codec import Asked, answer, encode, refusal
-from serving.heartbeat import Heartbeat
+from serving.heartbeat import Heartbeat, wall_clock
 from serving.swap import Slots
 from serving.traffic import Logged, LogWriter
 
@@ -91,7 +91,8 @@ class Serving:
             wait=span(serving.log_wait),
             clock=clock,
         )
-        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        # Containers may share host names and process ids; the row of a worker is its own.
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
         self.slots = Slots(
             home,
             max_batch=serving.max_batch,
@@ -256,7 +257,7 @@ def build(
     log: SampleLog,
     home: Path,
     *,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Callable[[], datetime] = wall_clock,
 ) -> Serving:
     """One worker's serving: mount `.routes`, enter `.lifespan`.
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from core.spec import Feature, Kind, ModelSpec, Scalar
 from serving import backends, store
 from serving.backend import Model
 from serving.columns import columns_of
-from serving.heartbeat import Served, served_by
+from serving.heartbeat import Served, served_by, wall_clock
 from serving.store import Manifest, Sample, Target
 
 if TYPE_CHECKING:
@@ -58,10 +58,16 @@ def sync(
     *,
     trust_pickle: bool,
     now: datetime,
+    clock: Callable[[], datetime] = wall_clock,
 ) -> Deployed | None:
     """Make workers serve the champion; None (and no pointer) if the model has none.
 
-    Idempotent, and safe to run in two processes at once: both write the same bytes.
+    Idempotent, and safe to run in two processes at once: both write the same bytes. A prepared
+    folder that a worker says it cannot load is looked at, and made again if it is damaged.
+
+    Args:
+        now: written into the pointer, for people.
+        clock: wall clock, the one of the workers' heartbeats.
 
     Raises:
         UntrustedArtifact: the model may not be loaded, or is not the one that was registered.
@@ -76,7 +82,7 @@ def sync(
     served = _pointed_at(path)
     wanted = (champion.version, champion.sha256)
     if served is not None and (served.version, served.sha256) == wanted:
-        refused = served_by(ledger, model, served.version, now=datetime.now(UTC)).error
+        refused = served_by(ledger, model, served.version, now=clock()).error
         if _whole(store.prepared(home, served.folder), look_inside=bool(refused)):
             return _deployed(model, served, changed=False)
     target = prepare(registry, home, champion, trust_pickle=trust_pickle)
@@ -132,7 +138,7 @@ def wait_served(
     version: str,
     *,
     timeout: timedelta,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Callable[[], datetime] = wall_clock,
 ) -> Served:
     """Wait until every live worker answers with `version`, or one says that it cannot.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +19,11 @@ from serving.swap import Slots
 _log = logging.getLogger("shelflife.serving")
 EVERY = 2.0  # seconds
 FRESH = timedelta(seconds=4 * EVERY)  # a worker not seen for longer is gone
+
+
+def wall_clock() -> datetime:
+    """Now, in UTC: the clock of heartbeats, whatever clock the events have."""
+    return datetime.now(UTC)
 
 
 class Heartbeat:

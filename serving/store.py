@@ -103,7 +103,10 @@ def verify(folder: Path) -> tuple[Manifest, ModelSpec]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != folder.name:
         raise UntrustedArtifact(f"{path}: its sha256 is not the folder's name")
-    manifest = msgspec.json.decode(data, type=Manifest)
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise UntrustedArtifact(f"{path}: {error}; prepared by another version?") from None
     found = file_hashes(folder)
     if found != manifest.files:
         names = sorted(

@@ -7,6 +7,7 @@ as a command, which the scheduler carries out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -228,10 +229,28 @@ def _decode(kind: type[Any], raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `")
-        raise InputError(where.strip("`$.") or "body", None, what) from None
+        raise _misfit(str(error), raw) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError("body", raw[:60], f"valid JSON ({error})") from None
+
+
+_MISSING = re.compile(r"Object missing required field `(.+?)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
+
+
+def _misfit(message: str, raw: bytes) -> InputError:
+    """msgspec's complaint as field, value and what was expected."""
+    what, _, where = message.partition(" - at `")
+    field = where.strip("`$.")
+    inner = f"{field}." if field else ""
+    if missing := _MISSING.match(what):
+        return InputError(f"{inner}{missing[1]}", None, "a value (the field is required)")
+    if unknown := _UNKNOWN.match(what):
+        return InputError(f"{inner}{unknown[1]}", "a field of that name", "no such field")
+    value: Any = msgspec.json.decode(raw)
+    for part in re.findall(r"[^.\[\]]+", field):
+        value = value[int(part)] if part.isdigit() else value[part]
+    return InputError(field or "body", value, what.removeprefix("Expected ").replace("`", ""))
 
 
 def _label(model: str, index: int, each: LabelIn, now: datetime) -> Label:

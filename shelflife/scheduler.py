@@ -25,7 +25,7 @@ from serving import deploy
 from shelflife import commands, reports
 from shelflife.leases import HOLDER, LASTS, held
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, advance, grid, rhythm, tick
+from shelflife.tick import TickResult, advance, grid, resolve_one_off, rhythm, tick
 
 log = logging.getLogger("shelflife.scheduler")
 _BEAT = 1.0  # seconds between looks at what is due
@@ -63,7 +63,15 @@ def deploy_all(service: Service, *, now: datetime) -> list[str]:
             continue
         if done is not None and done.changed:
             changed.append(model)
+            _deployed(service, model, done.version, now)
     return changed
+
+
+def _deployed(service: Service, model: str, version: str, now: datetime) -> None:
+    """A deployment that works again ends the incident of the one that did not."""
+    context = service.context(model, service.registry.by_alias(model, "champion"))
+    with service.ledger.write() as tx:
+        resolve_one_off(tx, context, "deploy_failed", f"v{version} is prepared for serving", now)
 
 
 def _report_deploy(service: Service, model: str, error: str, now: datetime) -> None:
@@ -74,7 +82,7 @@ def _report_deploy(service: Service, model: str, error: str, now: datetime) -> N
     finding = Finding(
         cause="deploy_failed",
         severity="page",
-        title=f"{model}: the champion cannot be prepared for serving; the old version answers",
+        title="the champion cannot be prepared for serving; the version before it answers",
         text=error,
         since=now,
     )

@@ -54,6 +54,7 @@ defaults:                     # for every model, unless its own section says oth
   # sample_rate: 1.0          # share of predictions that are logged
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
   # trust_pickle: false       # true runs any code that a pickled model contains
+  # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
   # quality:
   #   missing_points: 0.2     # rise of a missing share that breaks the feed
@@ -73,7 +74,7 @@ defaults:                     # for every model, unless its own section says oth
     # gate:
     #   confidence: 0.9       # one-sided, that the candidate's loss is lower
     #   min_rows: 200
-    #   max_rows: 2000
+    #   max_rows: 1000
     #   holdout_share: 0.15
 
 # models:

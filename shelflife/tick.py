@@ -84,6 +84,7 @@ def tick(
             findings=result.findings,
             at=at,
             checked=_judged(result),
+            repeat=span(service.model(model).repeat_every),
         )
         run_id = None
         if decision.action == "retrain":
@@ -91,8 +92,12 @@ def tick(
         evidences.record(
             tx, model, champion.version, decision, at=at, check_id=check_id, run_id=run_id
         )
-    if decision.action == "rollback":
-        _roll_back(service, champion, decision, context, at)
+        if decision.action == "rollback":
+            _announce_rollback(tx, service, champion, decision, context, at)
+    if decision.action == "rollback":  # if we die before it, the next tick decides it again
+        promotion.rollback(
+            service.registry, service.ledger, model, by="watch", reason=decision.reason, now=at
+        )
     return TickResult(
         check=result,
         decision=decision,
@@ -165,28 +170,24 @@ def _watch(service: Service, champion: Version, at: datetime) -> str:
     return found.reason if found.action == "rollback" else ""
 
 
-def _roll_back(
+def _announce_rollback(
+    tx: sa.Connection,
     service: Service,
     champion: Version,
     decision: policy.Decision,
     context: MessageContext,
     at: datetime,
 ) -> None:
-    back = promotion.rollback(
-        service.registry, service.ledger, champion.model,
-        by="watch", reason=decision.reason, now=at,
-    )  # fmt: skip
     finding = Finding(
         cause="rollback",
         severity="page",
-        title=f"{champion.model} v{champion.version} disappointed; v{back.version} serves again",
+        title=f"v{champion.version} disappointed; the version before it serves again",
         text=decision.reason,
         since=at,
     )
-    with service.ledger.write() as tx:
-        incidents.open_incident(
-            tx, service.ledger, context=context, version=champion.version, finding=finding, at=at
-        )
+    incidents.open_incident(
+        tx, service.ledger, context=context, version=champion.version, finding=finding, at=at
+    )
 
 
 def _context(
@@ -275,9 +276,10 @@ def _unguarded(_tx: sa.Connection) -> None:
 _MESSAGES = {
     "promoted": "retrain.succeeded",
     "refused": "retrain.refused",
-    "failed": "retrain.failed",
     "waiting": "candidate.registered",
 }
+#: One-off incidents that a promotion ends: what failed has been made up for.
+_MENDED = ("retrain_failed", "rollback")
 
 
 def _tell(service: Service, state: run.RunState, at: datetime) -> None:
@@ -298,17 +300,29 @@ def _tell(service: Service, state: run.RunState, at: datetime) -> None:
                 context=context,
                 message_type=_MESSAGES.get(state.state),
             )
+        if state.state == "promoted":
+            for cause in _MENDED:
+                resolve_one_off(tx, context, cause, f"run {state.id} promoted a successor", at)
         if state.state == "failed":
             finding = Finding(
                 cause="retrain_failed",
                 severity="page",
-                title=f"retraining {model} failed; version {state.champion} still serves",
+                title=f"retraining failed; v{state.champion} still serves",
                 text=state.outcome,
                 since=at,
             )
             incidents.open_incident(
                 tx, service.ledger, context=context, version=state.champion, finding=finding, at=at
             )
+
+
+def resolve_one_off(
+    tx: sa.Connection, context: MessageContext, cause: str, text: str, at: datetime
+) -> None:
+    """End the incident of something that happened once and has been made up for."""
+    incident = incidents.find(tx, context.model, cause)
+    if incident is not None:
+        incidents.resolve(tx, incident.id, at=at, text=text, context=context)
 
 
 def _told(tx: sa.Connection, incident_id: int, text: str) -> bool:

@@ -71,3 +71,14 @@ def any_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledge
     yield ledger
     ledger.close()
     admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with its tables and nothing else: migrating takes seconds, copying none."""
+    from registry.store import Store
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    path = folder / "mlflow.db"
+    _ = Store(f"sqlite:///{path}", folder / "artifacts", folder / "lock").client
+    return path

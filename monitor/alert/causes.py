@@ -77,6 +77,13 @@ CAUSES: dict[str, Cause] = {
         detected="model.promotion_failed",
         next=("see which version answers", "shelflife rollback {model}"),
     ),
+    "deploy_failed": Cause(
+        symbol="▲",
+        says="could not be deployed",
+        over="is no longer held up by a failed deployment",
+        detected="model.deploy_failed",
+        next=("shelflife doctor", "shelflife rollback {model}"),
+    ),
     "rollback": Cause(
         symbol="▲",
         says="was rolled back",
@@ -99,6 +106,7 @@ STEPS = (
     "retrain.succeeded",
     "retrain.failed",
     "retrain.refused",
+    "candidate.registered",
     "model.promoted",
     "model.rolled_back",
 )

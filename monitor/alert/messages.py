@@ -172,7 +172,8 @@ def _headline(data: dict[str, Any], at: datetime) -> str:
         since = datetime.fromisoformat(data["since"])
         tail = "" if "since" in title else f", since {_day(since, at)}"
         # A title that names the model is a sentence of its own.
-        start = "" if title.startswith(model) else f"{model} {known.says}: "
+        named = title.startswith((f"{model} ", f"{model}:"))
+        start = "" if named else f"{model} {known.says}: "
         again = f" (found by {_checks(data['seen'])})" if data["event"] == "reminder" else ""
         return f"{known.symbol} {start}{title}{tail}{again}"
     return f"{known.symbol} {model} {known.says}: {data['news']}"

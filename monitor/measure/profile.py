@@ -110,8 +110,8 @@ def _numbers(column: pd.Series) -> Values:
         wrong = ~number & ~missing
         raw = np.full(len(objects), np.nan)
         raw[number] = [_float(v) for v in objects[number]]
-        missing |= number & np.isnan(raw)
-        wrong |= np.isinf(raw)
+        missing = missing | (number & np.isnan(raw))
+        wrong = wrong | np.isinf(raw)
     present = ~(missing | wrong)
     example = column.iloc[int(wrong.argmax())] if wrong.any() else None
     return Values(raw[present], present, int(missing.sum()), int(wrong.sum()), example)

@@ -35,7 +35,7 @@ class Screen:
     """Talk on stderr: lines, one progress bar, a summary."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def title(self, about: str) -> None:
         """What this is and where its data come from."""
@@ -48,7 +48,7 @@ class Screen:
 
     def event(self, event: Event) -> None:
         """Something happened."""
-        self.console.print(_line(event))
+        self.console.print(_line(event), soft_wrap=True)
 
     def addresses(self, running: Sequence[Part]) -> None:
         """Where to look."""
@@ -82,10 +82,10 @@ class Screen:
         console.print(Text("What on-call would have read", style="bold"))
         for message in messages:
             text = str(message["data"].get("message") or message["data"].get("title"))
-            console.print(Panel(Text(text), title=message["type"], title_align="left"))
+            console.print(Panel(Text(text), title=str(message["type"]), title_align="left"))
         console.print(Text("What happened", style="bold"))
         for event in found.events:
-            console.print(_line(event))
+            console.print(_line(event), soft_wrap=True)
         console.print(_versions(found))
         console.print(_numbers(found))
         console.print(Text(found.caveat, style="dim"))

@@ -60,6 +60,7 @@ models:
     label_delay: 30d
     tolerance: 0.1
     false_alarms_per_quarter: 1
+    repeat_every: 90d
     retrain:
       mode: auto
       cooldown: 28d

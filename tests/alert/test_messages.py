@@ -105,6 +105,9 @@ def test_a_title_that_is_a_sentence_is_not_introduced_again():
     own = msgspec.structs.replace(FINDING, title="repurchase: Brier rose since 9 Oct")
     first = body(incident=incident(finding=own))["data"]["message"].splitlines()[0]
     assert first == "▲ repurchase: Brier rose since 9 Oct"
+    column = msgspec.structs.replace(FINDING, title="repurchases missing since 9 Oct")
+    first = body(incident=incident(finding=column))["data"]["message"].splitlines()[0]
+    assert first == "▲ repurchase is decaying: repurchases missing since 9 Oct"
 
 
 def test_the_contexts_own_next_steps_come_instead_of_the_usual_ones():

@@ -27,7 +27,7 @@ def opened() -> Open:
         app = AppTest.from_file(str(SCRIPT), default_timeout=30)
         if page:
             app.run()
-            app.switch_page(page)
+            app.switch_page(f"page_{page}.py")
         for name, value in parameters.items():
             app.query_params[name] = value
         app.run()
@@ -169,6 +169,8 @@ def test_the_runs(opened: Open) -> None:
     assert "No candidate has been compared yet" in text
 
 
+# Begun by a character that is not escaped, or a mark that turns the line around.
+MARKUP = re.compile(r"(?<!\\)(<img|\[click|:red\[|\*\*bold|\$x)|\u202e")
 HOSTILE_PAGES: tuple[tuple[str, dict[str, str]], ...] = (
     ("", {}),
     ("model", {"name": "evil"}),
@@ -190,8 +192,7 @@ def test_data_is_never_markup(opened: Open, page: str, parameters: dict[str, str
     for kind in ("markdown", "caption", "header", "info", "page_link"):
         for found in app.get(kind):
             text = str(getattr(found, "value", "") or getattr(found, "label", ""))
-            for markup in ("<img", "[click](", ":red[boo]", "**bold**", "$x$", "\u202e"):
-                assert markup not in text
+            assert not MARKUP.search(text), text
 
 
 def test_no_unsafe_html_anywhere() -> None:

@@ -117,8 +117,7 @@ def test_from_the_fleet_to_the_worst_model_and_its_incident(page: Any, address: 
 def test_an_address_opens_its_view(page: Any, address: str) -> None:
     page.goto(f"{address}/model?name=repurchase&range=30d")
     page.get_by_text("Brier score over time").wait_for()
-    chosen = page.get_by_role("button", name="30 days")
-    chosen.wait_for()
+    page.get_by_role("radio", name="30 days", checked=True).wait_for()
     page.goto(f"{address}/runs?id=8f3c1d2e")
     page.get_by_role("heading", name="Run 8f3c1d2e").wait_for()
 

@@ -116,3 +116,10 @@ def test_a_model_without_checks_has_an_empty_chart(seed: Any, ledger: Ledger) ->
     assert view.drift.columns == ()
     with pytest.raises(NotFound, match="no model 'nobody'"):
         history.model_view(ledger, "nobody", seed.NOW)
+
+
+def test_a_state_that_goes_to_and_fro_is_two_lines(seed: Any, ledger: Ledger) -> None:
+    events = history.model_view(ledger, "eta", seed.NOW).events
+    assert [event.kind for event in events] == ["state", "state", "promotion"]
+    assert events[0].text.startswith("◐ drifting: ")
+    assert events[1].text.endswith("between ◐ drifting and ● healthy")

@@ -229,7 +229,7 @@ def test_another_flavour_is_loaded_only_when_trusted(tmp_path: Path, frame: pd.D
     mlflow_pyfunc = pyfunc()
 
     class Half(mlflow_pyfunc.PythonModel):  # type: ignore[name-defined, misc]
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
             return np.full(len(model_input), 0.5)
 
     folder = tmp_path / "model"

@@ -19,6 +19,21 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 Add = Callable[..., Version]
 
 
+@pytest.fixture
+def add(registry: Registry) -> Add:
+    """A version with a recorded hash and no files: promotion never opens them."""
+
+    def adding() -> Version:
+        client, made = registry.client, len(registry.versions("churn")) + 1
+        if made == 1:
+            client.create_registered_model("churn", tags={"shelflife.managed": "true"})
+        tags = {"shelflife.artifact_sha256": f"{made:064x}"}
+        client.create_model_version("churn", f"file:///nowhere/{made}", tags=tags)
+        return registry.get("churn", str(made))
+
+    return adding
+
+
 def _promote(registry: Registry, ledger: Ledger, version: str, **changes: Any) -> None:
     arguments: dict[str, Any] = {
         "expected": None,
@@ -75,7 +90,7 @@ def test_a_champion_that_moved_is_a_conflict(registry: Registry, ledger: Ledger,
         add()
     _promote(registry, ledger, "1")
     registry.set_alias("churn", "champion", "2")
-    with pytest.raises(Conflict, match="champion is version 2, .* against 1"):
+    with pytest.raises(Conflict, match=r"champion is version 2, .* against 1"):
         _promote(registry, ledger, "3", expected="1")
     with pytest.raises(Conflict, match="against none"):
         _promote(registry, ledger, "3")
@@ -241,6 +256,24 @@ def test_a_humans_first_champion_is_recorded(registry: Registry, ledger: Ledger,
     observe(registry, ledger, "churn", now=NOW)
     assert _rows(ledger) == [("1", "", "human", "mlflow")]
     assert _alias(registry, "previous") is None
+
+
+def test_an_announcement_left_behind_is_not_taken_for_a_new_move(
+    registry: Registry, ledger: Ledger, add: Add
+) -> None:
+    add(), add()
+    _promote(registry, ledger, "1")
+    _promote(registry, ledger, "2", expected="1", run_id="r1")
+    left = '{"previous": "1", "kind": "gate", "by": "run", "reason": "", "run_id": "r1"}'
+    registry.tag(registry.get("churn", "2"), promoting=left)  # a crash before it was removed
+    for version in ("1", "2"):
+        registry.client.set_registered_model_alias("churn", "champion", version)
+        observe(registry, ledger, "churn", now=NOW)
+    assert [kind for _, _, kind, _ in _rows(ledger)] == ["gate", "gate", "human", "human"]
+    registry.tag(registry.get("churn", "1"), promoting="no JSON")
+    registry.client.set_registered_model_alias("churn", "champion", "1")
+    observe(registry, ledger, "churn", now=NOW)
+    assert _rows(ledger)[-1] == ("1", "2", "human", "mlflow")
 
 
 def test_many_observers_record_a_move_once(registry: Registry, ledger: Ledger, add: Add) -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -24,10 +26,12 @@ from core.spec import ModelSpec
 from core.times import iso
 from monitor.baseline import build, dump, load
 from monitor.log.log import InferenceLog
-from registry.promotion import observe, promote
+from monitor.log.records import Label, Prediction
+from registry.promotion import observe, promote, rollback
 from registry.versions import Registry
 from retrain import run as runs
 from retrain.run import RunContext, RunState, abandon, advance, start
+from retrain.watch import Judgement, look, watched
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 TRAINED_UNTIL = START + 599 * timedelta(minutes=30)
@@ -436,3 +440,75 @@ def test_who_lost_the_lease_writes_nothing(world: Callable[..., World]) -> None:
         advance(replace(here.context, guard=lease.guard), run_id, at=AT, wall=WALL)
     assert runs.load(here.ledger, run_id).done == ()
     release_lease(here.ledger, lease)
+
+
+def test_of_many_triggers_at_once_one_starts_a_run(world: Callable[..., World]) -> None:
+    here = world()
+
+    def trigger(number: int) -> str | None:
+        moment = AT + timedelta(seconds=number)
+        options: dict[str, Any] = {"reason": "", "by": "policy", "champion": "1", "at": moment}
+        return start(here.ledger, "toy", trigger="decay", **options)
+
+    with ThreadPoolExecutor(20) as pool:
+        started = [run_id for run_id in pool.map(trigger, range(20)) if run_id is not None]
+    assert len(started) == 1
+    assert runs.active(here.ledger, "toy") == started[0]
+
+
+def turned_rows(here: World, spec: ModelSpec, version: str, count: int, *, bad: bool) -> None:
+    """Rows a version answered after its promotion; `bad`: the relation turned back meanwhile."""
+    rng = np.random.default_rng(5)
+    rows, labels = [], []
+    for i in range(count):
+        x, time = float(rng.normal()), AT + timedelta(minutes=i + 1)
+        positive = rng.random() < 1 / (1 + np.exp(-3 * x * (1 if bad else -1)))
+        inputs: dict[str, Any] = {"x": x, "k": 1, "c": "red"}
+        rows.append(
+            Prediction(
+                model="toy",
+                id=f"after{i}",
+                version=version,
+                time=time,
+                inputs=inputs,
+                outputs={"probability": 0.5},
+            )
+        )
+        labels.append(
+            Label(model="toy", id=f"after{i}", value="yes" if positive else "no", time=time)
+        )
+    here.log.append(rows, received=AT)
+    here.log.append_labels(labels, received=AT)
+
+
+@pytest.mark.parametrize(("bad", "action"), [(True, "rollback"), (False, "keep")])
+def test_the_watch_compares_a_new_champion_with_its_predecessor(
+    waiting: Callable[..., World],
+    gated: tuple[Path, str],
+    spec: ModelSpec,
+    bad: bool,
+    action: str,
+) -> None:
+    here, later = waiting(), AT + timedelta(days=10)
+    assert here.advance(gated[1]).state == "promoted"
+    promotion = watched(here.ledger, "toy", "2", here.settings, at=later)
+    assert promotion is not None
+    assert (promotion.version, promotion.predecessor, promotion.since) == ("2", "1", AT)
+    assert watched(here.ledger, "toy", "1", here.settings, at=later) is None
+    over = AT + timedelta(days=61)
+    assert watched(here.ledger, "toy", "2", here.settings, at=over) is None
+
+    def judged() -> Judgement:
+        return look(here.registry, here.log, spec, promotion, here.settings, at=later)
+
+    assert judged().reason == "only 0 labelled rows since the promotion, 50 are needed (10 d on)"
+    turned_rows(here, spec, "2", 300, bad=bad)
+    found = judged()
+    assert (found.action, found.n) == (action, 300)
+    if bad:
+        rollback(here.registry, here.ledger, "toy", by="watch", reason=found.reason, now=later)
+        assert watched(here.ledger, "toy", "1", here.settings, at=later) is None
+    tag = "shelflife.artifact_sha256"
+    here.registry.client.set_model_version_tag("toy", "1", tag, "")
+    assert judged().action == "wait"
+    assert "cannot be compared" in judged().reason

@@ -156,7 +156,7 @@ def test_a_trainer_over_its_time_is_ended_with_its_children(prepare: Callable[..
     with pytest.raises(TrainerFailed, match="ran over its time limit of 3s"):
         fit(folder, time_limit="3s")
     child = int((folder / "child.pid").read_text())
-    assert not running(child)
+    wait_for(lambda: not running(child))  # the kill of a group is not waited for
 
 
 def test_a_trainer_over_its_memory(prepare: Callable[..., Path]) -> None:

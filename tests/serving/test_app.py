@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from datetime import UTC, datetime
 from typing import Any
 
@@ -232,6 +233,20 @@ def test_too_large_announced_or_not(room: Any, start: Any, tools: Any) -> None:
         assert json.loads(response.read())["field"] == "body"
         assert server.client().infer(tools.request(tools.rows(1))).status == 200
     assert room.counter("refused:too_large") == 2
+
+
+def test_a_caller_who_hangs_up_harms_nobody(room: Any, start: Any, tools: Any) -> None:
+    room.serve("1")
+    with start() as server:
+        for model in ("churn", "churn", "x"):
+            with socket.create_connection(("127.0.0.1", server.port)) as caller:
+                head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99"
+                caller.sendall(f"{head}\r\n\r\n{{".encode())
+        tools.wait_for(
+            lambda: server.serving.metrics().counters.get(("churn", "refused:disconnected")) == 2
+        )
+        assert server.client().infer(tools.request(tools.rows(1))).status == 200
+    assert room.log.counts("churn").predictions == 1
 
 
 def test_not_ready_before_the_first_version(room: Any, start: Any, tools: Any) -> None:

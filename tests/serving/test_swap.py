@@ -183,3 +183,26 @@ def test_a_pointer_that_leads_out_of_the_store_is_refused(
         slot = server.serving.slots.get("churn")
         tools.wait_for(lambda: "expected a sha256" in slot.error)
         assert server.client().infer(tools.request(tools.rows(1))).status == 200
+
+
+def test_a_version_counts_as_served_when_every_worker_has_it(room: Any, start: Any) -> None:
+    room.serve("1")
+    with start() as one, start() as two:
+        assert one.serving.worker != two.serving.worker
+        room.serve("2")
+        served = _wait(room, "2")
+        assert (served.ok, served.workers, served.serving) == (True, 2, 2)
+        for server in (one, two):
+            assert server.serving.slots.get("churn").current.target.version == "2"
+
+
+def test_a_version_that_failed_is_tried_again(room: Any, start: Any, tools: Any) -> None:
+    deployed = room.serve("1")
+    folder = store.prepared(room.home, deployed.folder)
+    folder.rename(room.home / "late")
+    with start(ready=False) as server:
+        tools.wait_for(lambda: any(s.error for s in server.serving.slots.all()))
+        assert "no manifest.json" in server.serving.slots.get("churn").error
+        (room.home / "late").rename(folder)
+        tools.wait_for(lambda: server.serving.slots.ready)
+        assert server.serving.slots.get("churn").error == ""

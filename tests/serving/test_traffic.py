@@ -117,7 +117,7 @@ def test_an_answer_waits_once_and_then_never_while_the_commit_is_overdue(room: A
         started = time.monotonic()
         for i in range(100):
             assert await log.log([prediction(str(i))], strict=True) == "queued"
-        assert time.monotonic() - started < 0.3  # not one of them waited
+        assert time.monotonic() - started < 10  # had each of them waited, 30 s
         gate.open.set()
         while log.waiting:
             await asyncio.sleep(0.01)
@@ -193,7 +193,7 @@ def test_answers_flow_while_the_log_is_locked(room: Any, start: Any, tools: Any)
         assert client.infer(asked).body["parameters"]["shelflife_logged"] == "committed"
     assert set(seen) <= {"queued", "shed", "committed"}
     assert seen.count("queued") >= 15
-    assert seen.count("shed") > 50  # answers kept flowing long after the queue was full
+    assert seen.count("shed") > 10  # answers kept flowing long after the queue was full
     shed = 5 * seen.count("shed")
     assert room.counter("shed") == shed
     assert room.counter("answered") == 5 * (len(seen) + 2)
