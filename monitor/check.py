@@ -29,6 +29,7 @@ from monitor.results import CheckResult, ColumnDrift, Performance, QualityIssue
 if TYPE_CHECKING:
     import pandas as pd
 
+_HORIZON = 10  # windows to look back for the newest label, and first for the newest prediction
 _LATE = 0.95  # quantile of the label lags at which a label counts as late
 
 
@@ -61,10 +62,13 @@ def gather(
     start = at - span(settings.window)
     rows = log.read(model, start=start, end=at, known_at=at)
     arrived = log.read(model, end=at, known_at=at, known_after=start, labelled=True)
-    newest_rows = rows if len(rows) else log.read(model, end=at, known_at=at, newest=1)
-    newest_labels = (
-        arrived if len(arrived) else log.read(model, end=at, known_at=at, labelled=True, newest=1)
-    )
+    newest_rows, newest_labels, long_ago = rows, arrived, at - _HORIZON * span(settings.window)
+    if not len(rows):
+        newest_rows = log.read(model, start=long_ago, end=at, known_at=at, newest=1)
+    if not len(newest_rows):
+        newest_rows = log.read(model, end=at, known_at=at, newest=1)
+    if not len(arrived):
+        newest_labels = log.read(model, end=at, known_at=at, known_after=long_ago, labelled=True)
     lags = _lags(arrived)
     late = span(settings.label_delay) if settings.label_delay else None
     if late is None and len(lags):

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
@@ -41,6 +42,15 @@ from serving.traffic import Logged, LogWriter
 _log = logging.getLogger("shelflife.serving")
 _JSON = "application/json"
 _RETRY_AFTER = "1"  # seconds
+
+#: Options for uvicorn. Its keep-alive of 5 s closes idle connections that clients' pools are about
+#: to use again (httpx with 64 connections: a dropped request in 2 runs of 3; none with 75 s).
+SERVER_OPTIONS: dict[str, Any] = {
+    "timeout_keep_alive": 75,
+    "access_log": False,
+    "ws": "none",
+    "server_header": False,
+}
 
 Handler = Callable[[Request], Response]
 

@@ -227,9 +227,10 @@ class Api:
 
 def _decode(kind: type[Any], raw: bytes) -> Any:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        value = msgspec.json.decode(raw)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise _misfit(str(error), raw) from None
+        raise _misfit(str(error), value) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError("body", raw[:60], f"valid JSON ({error})") from None
 
@@ -238,7 +239,7 @@ _MISSING = re.compile(r"Object missing required field `(.+?)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
 
 
-def _misfit(message: str, raw: bytes) -> InputError:
+def _misfit(message: str, value: Any) -> InputError:
     """msgspec's complaint as field, value and what was expected."""
     what, _, where = message.partition(" - at `")
     field = where.strip("`$.")
@@ -247,7 +248,6 @@ def _misfit(message: str, raw: bytes) -> InputError:
         return InputError(f"{inner}{missing[1]}", None, "a value (the field is required)")
     if unknown := _UNKNOWN.match(what):
         return InputError(f"{inner}{unknown[1]}", "a field of that name", "no such field")
-    value: Any = msgspec.json.decode(raw)
     for part in re.findall(r"[^.\[\]]+", field):
         value = value[int(part)] if part.isdigit() else value[part]
     return InputError(field or "body", value, what.removeprefix("Expected ").replace("`", ""))

@@ -258,10 +258,12 @@ def _ranked(
 
 
 def _judged(name: str, value: float, threshold: float | None) -> Statistic:
+    value = float(value)  # NumPy's scalars are not JSON's
     if threshold is None:
         why = "too few rows for a line"
         return Statistic(name=name, value=value, threshold=None, why=why)
-    return Statistic(name=name, value=value, threshold=threshold, alarm=value > threshold)
+    limit = float(threshold)
+    return Statistic(name=name, value=value, threshold=limit, alarm=value > limit)
 
 
 def _unknown(name: str, why: str) -> Statistic:

@@ -122,4 +122,4 @@ def test_a_state_that_goes_to_and_fro_is_two_lines(seed: Any, ledger: Ledger) ->
     events = history.model_view(ledger, "eta", seed.NOW).events
     assert [event.kind for event in events] == ["state", "state", "promotion"]
     assert events[0].text.startswith("◐ drifting: ")
-    assert events[1].text.endswith("between ◐ drifting and ● healthy")
+    assert events[1].text.endswith("between ● healthy and ◐ drifting")

@@ -44,6 +44,10 @@ def stream(n: int, seed: int, turned: bool) -> pd.DataFrame:
     return frame
 
 
+def columns(frame: pd.DataFrame, spec: ModelSpec) -> dict[str, list[Any]]:
+    return {name: frame[name].tolist() for name in spec.columns}
+
+
 def pipeline() -> Any:
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     return make_pipeline(
@@ -61,7 +65,7 @@ def spec() -> ModelSpec:
 @pytest.fixture(scope="session")
 def champion(spec: ModelSpec) -> Any:
     old = stream(HISTORY, 1, False)
-    return pipeline().fit(to_frame(spec, old[spec.columns].to_dict("list")), old["answer"])
+    return pipeline().fit(to_frame(spec, columns(old, spec)), old["answer"])
 
 
 def fill(log: InferenceLog, spec: ModelSpec, champion: Any, *, turned: bool) -> None:
@@ -70,7 +74,7 @@ def fill(log: InferenceLog, spec: ModelSpec, champion: Any, *, turned: bool) -> 
 
     old, new = stream(HISTORY, 1, False), stream(SERVED, 2, turned)
     frame = pd.concat([old, new], ignore_index=True)
-    p = predict(champion, spec, to_frame(spec, frame[spec.columns].to_dict("list")))
+    p = predict(champion, spec, to_frame(spec, columns(frame, spec)))
     rows, labels = [], []
     for i, row in enumerate(frame.to_dict("records")):
         answer, time = row.pop("answer"), START + i * STEP

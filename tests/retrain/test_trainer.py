@@ -196,7 +196,7 @@ def test_inputs_survive_the_folder(
     prepare: Callable[..., Path], data: Dataset, spec: ModelSpec
 ) -> None:
     again = read_inputs(prepare() / "train.parquet", spec)
-    expected = to_frame(spec, data.train.inputs.to_dict("list"))
+    expected = to_frame(spec, {name: data.train.inputs[name].tolist() for name in spec.columns})
     assert again.equals(expected)
     assert again.dtypes.tolist() == expected.dtypes.tolist()
 

@@ -34,7 +34,7 @@ from core.spec import ModelSpec, infer_spec
 from monitor.log.log import InferenceLog
 from registry.loading import predict, save_estimator
 from serving import deploy
-from serving.app import Serving, build, http_error
+from serving.app import SERVER_OPTIONS, Serving, build, http_error
 
 NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
 DATATYPES = {
@@ -239,7 +239,7 @@ def start(room: Room) -> Start:
             exception_handlers={HTTPException: http_error},
         )
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="warning", ws="none", access_log=False)
+        config = uvicorn.Config(app, log_level="warning", **SERVER_OPTIONS)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

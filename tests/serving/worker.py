@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from core.ledger import Ledger
 from core.settings import ServingSettings, Settings
 from monitor.log.log import InferenceLog
-from serving.app import build
+from serving.app import SERVER_OPTIONS, build
 
 HEAVY = ("mlflow", "evidently", "streamlit", "pandas", "sklearn")
 
@@ -37,7 +37,7 @@ def main() -> None:
     if os.environ.get("SERVING_IMPORTS"):
         threading.Thread(target=_say_imports, daemon=True).start()
     app = Starlette(routes=serving.routes, lifespan=serving.lifespan)
-    config = uvicorn.Config(app, log_level="warning", ws="none", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", **SERVER_OPTIONS)
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,0 +1,185 @@
+"""The loop on a small shop: decay is proven, told, answered, and the answer is proven better."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from shop import NOW, ask, customers
+
+from core import schema
+from core.settings import RetrainSettings
+from monitor.alert import incidents
+from registry.loading import load_estimator
+from registry.versions import Version
+from shelflife import actions
+from shelflife.scheduler import deploy_all
+from shelflife.service import Service
+from shelflife.tick import advance, measure, tick
+
+DAYS = timedelta(days=1)
+
+
+def live(service: Service, version: Version, days: int, *, turned: bool, seed: int = 5) -> None:
+    """Traffic from NOW on, 48 rows a day."""
+    estimator = load_estimator(service.registry.fetch(version))
+    ask(
+        service,
+        version.version,
+        customers(48 * days, seed=seed, start=NOW, turned=turned),
+        estimator,
+    )
+
+
+def test_a_healthy_model_is_left_alone(service: Service, champion: Version) -> None:
+    live(service, champion, 8, turned=False)
+    found = tick(service, "shop", at=NOW + 8 * DAYS)
+    assert found is not None
+    assert found.check.state == "healthy"
+    assert found.check.performance.worse is False
+    assert found.decision.action == "wait"
+    assert "not needed" in found.decision.reason
+    assert found.opened == ()
+
+
+def test_decay_is_told_answered_and_over(service: Service, champion: Version) -> None:
+    live(service, champion, 14, turned=True)
+    found = None
+    for day in range(3, 9):
+        found = tick(service, "shop", at=NOW + day * DAYS)
+        assert found is not None
+        if found.run_id:
+            break
+    assert found is not None
+    assert found.check.state == "decaying"
+    assert found.run_id is not None
+    at = found.check.at
+    with service.ledger.read() as tx:
+        [incident] = [i for i in incidents.unresolved(tx, "shop") if i.cause == "decay"]
+    assert (incident.severity, incident.run_id) == ("page", found.run_id)
+
+    state = advance(service, "shop", at=at, wall=at)
+    assert state is not None
+    assert state.state == "promoted", state.outcome
+    assert state.gate is not None
+    assert state.gate.low is not None
+    assert state.gate.low > 0
+    new = service.registry.by_alias("shop", "champion")
+    assert new is not None
+    assert new.version == state.candidate == "2"
+    assert new.tags["shelflife.run_id"] == state.id
+    before = service.registry.by_alias("shop", "previous")
+    assert before is not None
+    assert before.version == "1"
+    with service.ledger.read() as tx:
+        texts = [event.text for event in incidents.timeline(tx, incident.id)]
+    assert any("started" in text for text in texts)
+    assert any("promoted" in text for text in texts)
+    assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
+
+
+def test_a_trainer_that_raises_leaves_the_champion_and_an_incident(
+    service: Service, champion: Version, home: Path
+) -> None:
+    live(service, champion, 10, turned=True)
+    (home / "mine.py").write_text(
+        "def train(inputs, labels, estimator):\n    raise ValueError('no such column: shoe_size')\n"
+    )
+    settings = service.settings
+    retrain = RetrainSettings(trainer="mine:train", min_new_labels=100)
+    defaults = msgspec.structs.replace(settings.defaults, retrain=retrain)
+    service.settings = msgspec.structs.replace(settings, defaults=defaults)
+    at = NOW + 8 * DAYS
+    actions.retrain_now(service, "shop", by="test", reason="try", at=at)
+    state = advance(service, "shop", at=at, wall=at)
+    assert state is not None
+    assert state.state == "failed"
+    assert "shoe_size" in state.outcome
+    champion_now = service.registry.by_alias("shop", "champion")
+    assert champion_now is not None
+    assert champion_now.version == "1"
+    with service.ledger.read() as tx:
+        [incident] = [i for i in incidents.unresolved(tx, "shop") if i.cause == "retrain_failed"]
+    assert incident.severity == "page"
+    assert (
+        "shoe_size" in json.loads(incident.finding)["text"]
+        if isinstance(incident.finding, str)
+        else "shoe_size" in incident.finding.text
+    )
+
+
+def test_a_human_who_moves_the_alias_is_obeyed(
+    service: Service, champion: Version, model: object
+) -> None:
+    deploy_all(service, now=NOW)
+    pointer = service.home / "serving" / "pointers" / "shop.json"
+    assert json.loads(pointer.read_text())["champion"]["version"] == "1"
+    other = service.registry.add(
+        "shop",
+        model,
+        service.baseline(champion)[0].spec,
+        files={
+            name: service.registry.file(champion, name)
+            for name in ("spec.json", "baseline.json", "reference.parquet")
+        },
+        tags={},
+        metrics={},
+        now=NOW,
+    )
+    service.registry.set_alias("shop", "champion", other.version)  # as the MLflow UI does
+    assert deploy_all(service, now=NOW + DAYS) == ["shop"]
+    assert json.loads(pointer.read_text())["champion"]["version"] == other.version
+    tick(service, "shop", at=NOW + DAYS)
+    with service.ledger.read() as tx:
+        kinds = tx.execute(
+            sa.select(schema.promotions.c.kind, schema.promotions.c.version).order_by(
+                schema.promotions.c.id
+            )
+        ).all()
+    assert kinds == [("first", "1"), ("human", other.version)]
+    back = actions.rollback_now(service, "shop", by="me", reason="slower", at=NOW + 2 * DAYS)
+    assert back.version == "1"
+    assert json.loads(pointer.read_text())["champion"]["version"] == "1"
+
+
+def test_a_check_of_the_past_is_what_it_was(service: Service, champion: Version) -> None:
+    live(service, champion, 10, turned=True)
+    at = NOW + 5 * DAYS
+    then = tick(service, "shop", at=at)
+    assert then is not None
+    ask_later = customers(100, seed=9, start=NOW + 11 * DAYS)
+    ask(service, "1", ask_later, load_estimator(service.registry.fetch(champion)))
+    assert measure(service, champion, at=at) == then.check
+
+
+def test_no_champion_means_no_check(service: Service) -> None:
+    service.registry.prepare()
+    assert tick(service, "nobody", at=NOW) is None
+
+
+@pytest.mark.parametrize("broken", ["missing", "unit"])
+def test_a_broken_feed_pages_and_never_retrains(
+    service: Service, champion: Version, broken: str
+) -> None:
+    estimator = load_estimator(service.registry.fetch(champion))
+    frame = customers(48 * 8, seed=3, start=NOW)
+    if broken == "unit":
+        frame["spent"] *= 1000
+        ask(service, "1", frame, estimator)
+    else:
+        ask(service, "1", frame.assign(spent=frame["spent"].fillna(0)), estimator)
+        with service.ledger.write() as tx:  # the feed lost the column after the model answered
+            tx.execute(sa.text("UPDATE predictions SET inputs = json_set(inputs, '$.spent', null)"))
+    found = tick(service, "shop", at=NOW + 8 * DAYS)
+    assert found is not None
+    assert found.check.state == "broken_feed"
+    assert found.decision.action == "wait"
+    assert found.run_id is None
+    with service.ledger.read() as tx:
+        [incident] = incidents.unresolved(tx, "shop")
+    assert (incident.cause, incident.severity) == ("broken_feed", "page")
+    assert "spent" in incident.title
