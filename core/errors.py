@@ -12,6 +12,7 @@
     │   └── Conflict           somebody else moved the alias first
     ├── TrainerFailed        the training subprocess raised, timed out or ran out of memory
     ├── GateRefused          a promotion was asked for that the gate does not allow
+    ├── BadOutput            a model answered something that is no number, or not what it promised
     ├── LeaseLost            another process took the work over
     └── DeliveryRefused      a receiver's address is not one we may talk to
 
@@ -91,6 +92,10 @@ class TrainerFailed(ShelflifeError):
 
 class GateRefused(ShelflifeError):
     """The gate does not allow this promotion; a forced promotion names who and why."""
+
+
+class BadOutput(ShelflifeError):
+    """A model answered something that is no number, or not what its spec promises."""
 
 
 class LeaseLost(ShelflifeError):

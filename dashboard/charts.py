@@ -36,7 +36,7 @@ def metric_chart(
     """The realised metric per check with its 95 % interval, the baseline's expectation (dashed),
     the tolerance (solid), each promotion as a mark, and the state of each moment on the axis."""
     frame = _worded(checks, champion)
-    span = [frame["at"].min(), frame["at"].max()]
+    span = _span(frame["at"].min(), frame["at"].max(), promotions)
     x = _time("at", span)
     base = alt.Chart(frame)
     tint = alt.Color(
@@ -68,7 +68,16 @@ def metric_chart(
     )
     hover = base.mark_point(size=160, opacity=0).encode(x=x, y=y, tooltip=_METRIC_TOOLTIP)
     marks = _marks(promotions, span, colours, champion)
-    layers = (band, tolerated, expected, line, newest, *marks, _state_strip(checks, colours), hover)
+    layers = (
+        band,
+        tolerated,
+        expected,
+        line,
+        newest,
+        *marks,
+        _state_strip(checks, colours, span),
+        hover,
+    )
     return (
         alt.layer(*layers)
         .resolve_scale(color="independent")
@@ -85,6 +94,15 @@ _METRIC_TOOLTIP = [
     alt.Tooltip("labelled:Q", title="labelled rows", format=","),
     alt.Tooltip("mood:N", title="state"),
 ]
+
+
+def _span(first: Any, last: Any, promotions: Sequence[Promotion]) -> list[Any]:
+    """From the first check to the last, and from the promotion just before the first."""
+    import pandas as pd
+
+    before = [pd.Timestamp(p.at) for p in promotions if pd.Timestamp(p.at) <= first]
+    near = before and first - max(before) <= (last - first) / 10
+    return [max(before) if near else first, last]
 
 
 def _worded(checks: pd.DataFrame, champion: str) -> pd.DataFrame:
@@ -165,7 +183,7 @@ def _marks(
     return [rule, text]
 
 
-def _state_strip(checks: pd.DataFrame, colours: Palette) -> Any:
+def _state_strip(checks: pd.DataFrame, colours: Palette, span: Sequence[Any]) -> Any:
     """One thin bar: the state of every moment, runs of equal states merged."""
     import pandas as pd
 
@@ -189,7 +207,7 @@ def _state_strip(checks: pd.DataFrame, colours: Palette) -> Any:
         # On the time axis, at whatever height the page gives the chart.
         .mark_rect(y=alt.ExprRef(expr="height - 9"), y2=alt.ExprRef(expr="height"))
         .encode(
-            x=_time("at", [at[0], at[-1]]),
+            x=_time("at", span),
             x2="until:T",
             color=alt.Color("colour:N", scale=None, legend=None),
             tooltip=[alt.Tooltip("mood:N", title="state"), alt.Tooltip("when:N", title="from, to")],

@@ -30,6 +30,7 @@ from dashboard.views import (
     RunRow,
     Worker,
 )
+from monitor.measure.drift import DECIDING
 from monitor.results import CheckResult, Statistic
 
 if TYPE_CHECKING:
@@ -160,7 +161,10 @@ def _cells(text: str) -> list[dict[str, Any]]:
         return []
     cells = []
     for column in drift:
-        judged = [s for s in column.statistics if s.value is not None and s.threshold]
+        known = [s for s in column.statistics if s.value is not None and s.threshold]
+        # The tests that decide, so that the map agrees with the verdict; PSI and the like are only
+        # shown where a column has nothing else.
+        judged = [s for s in known if s.name in DECIDING] or known
         if not judged:
             continue
         top = max(judged, key=_ratio)

@@ -100,7 +100,8 @@ def _timeline(view: IncidentView, now: datetime) -> None:
     with parts.rows():
         for event in view.events:
             kind = words.plain(event.kind.replace("_", " "))
-            with parts.entry(words.stamp(event.at, now), width=124):
+            wide = 128 if event.at.year == now.year else 164
+            with parts.entry(words.stamp(event.at, now), width=wide):
                 st.markdown(f"**{kind}** · {words.plain(event.text, most=600)}")
 
 
@@ -116,10 +117,12 @@ def _messages(messages: tuple[Message, ...], now: datetime) -> None:
     for message in messages:
         to = f"{words.plain(message.receiver)} · {words.plain(message.type)}"
         st.markdown(f"{_delivery(message)} {to}")
-        if message.delivered is not None:
-            st.caption(f"delivered {words.ago(message.delivered, now)}")
-        elif message.error:
-            st.caption(f"attempt {message.attempts}: {words.plain(message.error)}")
+        facts = [words.stamp(message.created, now)]
+        if message.delivered is None and message.error:
+            facts.append(f"attempt {message.attempts}: {words.plain(message.error)}")
+        elif message.status is not None:
+            facts.append(f"answered {message.status}")
+        st.caption(" · ".join(facts))
 
 
 def _delivery(message: Message) -> str:

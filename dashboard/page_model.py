@@ -174,7 +174,7 @@ def _drift(view: ModelView) -> None:
         width="stretch",
         alt="drift of each column over time, as a multiple of its threshold",
     )
-    facts = ["Each cell: the strongest statistic of a check against its threshold"]
+    facts = ["Each cell: the strongest deciding test of a check against its threshold"]
     if drift.quiet:
         facts.append(f"{drift.quiet} quiet column{'s' * (drift.quiet != 1)}")
     if drift.folded:

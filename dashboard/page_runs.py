@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import streamlit as st
 
+from core.errors import InputError
+from core.times import parse_time
 from dashboard import parts, routes, words
 from dashboard.source import Desk
 from dashboard.views import RunRow, RunStep, RunView
 
+_HASH = re.compile(r"^[0-9a-f]{32,128}$")
+_ISO = re.compile(r"^\d{4}-\d\d-\d\dT")
 _STEPS = {"done": ":green[✓]", "running": ":blue[▶]", "failed": ":gray[✗]"}
 
 
@@ -108,7 +113,8 @@ def _step(step: RunStep) -> None:
     st.markdown(f"{mark} **{words.plain(step.name)}** {state}{took}{again}")
     if step.error:
         st.code(words.clean(step.error, most=4000), language=None, wrap_lines=True)
-    facts = _facts(step.result)
+    # The gate's result has its own place.
+    facts = [] if step.name == "gate" else _facts(step.result)
     if facts:
         st.caption(" · ".join(f"{name} {value}" for name, value in facts))
 
@@ -170,10 +176,21 @@ def _word(value: object) -> str:
     if isinstance(value, float):
         return words.number(value)
     if isinstance(value, str):
-        return words.plain(value, most=160)
+        return words.plain(f"{value[:8]}…" if _HASH.match(value) else _moment(value), most=160)
     if isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
-        return ", ".join(_word(item) for item in value[:8])
+        few = len(value) <= 3
+        return ", ".join(_word(item) for item in value) if few else words.count(len(value))
     return ""
+
+
+def _moment(text: str) -> str:
+    """An ISO 8601 moment as people read it; any other text as it is."""
+    if not _ISO.match(text):
+        return text
+    try:
+        return words.stamp(parse_time(text))
+    except InputError:
+        return text
 
 
 if __name__ == "__main__":  # Streamlit runs a page's file as a script

@@ -200,7 +200,7 @@ def report(desk: Desk, relative: str | None, state: str, name: str) -> None:
     if path is None:
         said = {
             "wanted": "The Evidently report is being made.",
-            "failed": "The Evidently report could not be made; the incident's timeline says why.",
+            "failed": "There is no Evidently report: making it failed; `shelflife watch` logged why.",
         }
         st.caption(said.get(state, "There is no Evidently report."))
         return

@@ -37,6 +37,8 @@ SPARK_DAYS = 30
 SPARK_POINTS = 60
 _LATE = 3  # checks in a row that may be missing before the model counts as unwatched
 _OPEN = ("open", "acknowledged")
+#: In a replayed history the steps of a run begin at one moment: then they come in this order.
+_STEPS = ("dataset", "train", "gate", "register", "promote", "serve")
 
 
 def ready(ledger: Ledger) -> None:
@@ -295,7 +297,7 @@ def _runs(
     step = (
         sa.select(steps.c.name)
         .where(steps.c.run_id == table.c.id)
-        .order_by(steps.c.started.desc(), steps.c.finished.is_(None).desc())
+        .order_by(steps.c.finished.is_(None).desc(), steps.c.started.desc(), _place().desc())
         .limit(1)
         .scalar_subquery()
     )
@@ -305,6 +307,12 @@ def _runs(
     if wanted is not None:
         query = query.where(wanted)
     return tuple(_run_row(row._mapping) for row in tx.execute(query.limit(limit)))
+
+
+def _place() -> sa.ColumnElement[int]:
+    """Which step of a run this is; a step of a newer shelflife comes last."""
+    order = {name: index for index, name in enumerate(_STEPS)}
+    return sa.case(order, value=schema.run_steps.c.name, else_=len(_STEPS))
 
 
 def _run_row(row: sa.RowMapping) -> RunRow:
@@ -325,7 +333,7 @@ def run(ledger: Ledger, run_id: str) -> RunView:
         if not found:
             raise NotFound("run", run_id)
         rows = tx.execute(
-            sa.select(steps).where(steps.c.run_id == run_id).order_by(steps.c.started, steps.c.name)
+            sa.select(steps).where(steps.c.run_id == run_id).order_by(steps.c.started, _place())
         ).all()
     done = tuple(
         RunStep(

@@ -15,8 +15,6 @@ from msgspec import Struct
 
 from core.settings import ModelSettings, span
 from core.times import spell
-from monitor.measure.drift import DECIDING
-from monitor.measure.performance import METRIC_NAMES
 from monitor.results import (
     CheckResult,
     ColumnDrift,
@@ -26,13 +24,19 @@ from monitor.results import (
     Severity,
     Staleness,
     State,
-    Statistic,
+)
+from monitor.wording import (
+    day,
+    drift_text,
+    drift_title,
+    figure,
+    loss_title,
+    ranked_columns,
+    strength,
 )
 
 _LOOKS = 3  # checks, this one included, of which two must agree
 _NEARLY = 0.8  # a column between this share of its line and the line has not calmed down yet
-_NAMED = 3  # columns a title names
-_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²"}
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -182,7 +186,7 @@ def _decay(
         return []
     since = before.since if before and before.since else _first_worse(evidence.at, same)
     title = f"{loss_title(performance)}, since {day(since, evidence.at)}"
-    columns = tuple(column.column for column in _ranked(evidence.drift))
+    columns = tuple(column.column for column in ranked_columns(evidence.drift))
     text = _decay_text(performance, len(streak) + worse, columns)
     return [_finding("decay", "page", title, since, text=text, columns=columns, clearing=not opens)]
 
@@ -238,7 +242,7 @@ def _drift(
 ) -> list[Finding]:
     before = _earlier(same, "drift")
     earlier = {c.column for check in same[: _LOOKS - 1] for c in check.drift if c.drifted}
-    ranked = _ranked(evidence.drift)
+    ranked = ranked_columns(evidence.drift)
     confirmed = [column for column in ranked if column.column in earlier]
     since = before.since if before else evidence.at
     if confirmed and not muted:
@@ -249,7 +253,7 @@ def _drift(
     if before is None:
         return []
     blind = muted or evidence.rows < settings.min_rows
-    if not blind and not ranked and not any(_strength(c) > _NEARLY for c in evidence.drift):
+    if not blind and not ranked and not any(strength(c) > _NEARLY for c in evidence.drift):
         return []
     title = drift_title(evidence.drift) if ranked and not muted else before.title
     return [
@@ -276,70 +280,3 @@ def _finding(
         columns=columns,
         clearing=clearing,
     )
-
-
-def _ranked(drift: Sequence[ColumnDrift]) -> list[ColumnDrift]:
-    """The drifted columns, farthest beyond their line first."""
-    return sorted((c for c in drift if c.drifted), key=_strength, reverse=True)
-
-
-def _strength(column: ColumnDrift) -> float:
-    return max((_ratio(s) for s in column.statistics if s.name in DECIDING), default=0.0)
-
-
-def _ratio(statistic: Statistic) -> float:
-    if statistic.value is None or not statistic.threshold:
-        return 0.0
-    # A chi-squared statistic is a square: its root compares with a Kolmogorov–Smirnov statistic.
-    ratio = statistic.value / statistic.threshold
-    return ratio**0.5 if statistic.name == "chi2" else ratio
-
-
-def drift_title(drift: Sequence[ColumnDrift]) -> str:
-    """`4 of 11 columns drifted: age (KS 0.412, line 0.121), …`, the farthest first."""
-    ranked = _ranked(drift)
-    measured = sum(not column.why for column in drift)
-    named = ", ".join(f"{c.column} ({_told(_strongest(c))})" for c in ranked[:_NAMED])
-    more = f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""
-    return f"{len(ranked)} of {measured} columns drifted: {named}{more}"
-
-
-def drift_text(ranked: Sequence[ColumnDrift]) -> str:
-    """Every statistic of the five farthest columns, each beside its line."""
-    told = []
-    for column in ranked[:5]:
-        numbers = ", ".join(_told(s) for s in column.statistics if s.value is not None)
-        told.append(f"{column.column}: {numbers}, n {column.n:,}")
-    return ". ".join(told)
-
-
-def _strongest(column: ColumnDrift) -> Statistic:
-    return max((s for s in column.statistics if s.name in DECIDING), key=_ratio)
-
-
-def _told(statistic: Statistic) -> str:
-    name = _STATISTICS.get(statistic.name, statistic.name)
-    return f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
-
-
-def loss_title(performance: Performance) -> str:
-    """`Brier score 0.213 [0.205, 0.221], tolerance 0.190, n 1,312`."""
-    name = METRIC_NAMES.get(performance.metric, performance.metric)
-    title = f"{name} {figure(performance.value)}"
-    if performance.low is not None and performance.high is not None:
-        title += f" [{figure(performance.low)}, {figure(performance.high)}]"
-    if performance.tolerated is not None:
-        title += f", tolerance {figure(performance.tolerated)}"
-    return f"{title}, n {performance.n:,}"
-
-
-def figure(value: float | None) -> str:
-    """Three significant digits, a dash for no value."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-def day(moment: datetime, at: datetime) -> str:
-    """`9 Oct`, with the year when it is not this one."""
-    return f"{moment.day} {moment:%b}" + ("" if moment.year == at.year else f" {moment.year}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from core.errors import InputError, NotFound, ShelflifeError, UntrustedArtifact
+from core.errors import BadOutput, InputError, NotFound, UntrustedArtifact
 from core.spec import ModelSpec, Scalar, Task
 from registry import bounds, trusted
 
@@ -26,10 +26,6 @@ SKOPS_FILE = "model.skops"
 PICKLE_FILE = "model.pkl"
 _MLMODEL = "MLmodel"
 _ROWS_TO_SUM = 1e-3  # how far probabilities of a row may be from adding up to 1
-
-
-class BadOutput(ShelflifeError):
-    """The model answered something that is no prediction: NaN, infinity, a wrong shape."""
 
 
 def save_estimator(estimator: Any, path: Path, *, trust_pickle: bool = False) -> Path:

@@ -75,8 +75,11 @@ def excess_cost(
     time since the measured check before it (the first: since the promotion), at most one window,
     because windows overlap when checks are more frequent than windows are long:
 
-        sum over checks of  max(0, value - expected) / expected  x  share / cost_of_run
+        cost <- max(0, cost + (value - expected) / expected  x  share / cost_of_run)
         share = min(1, (at - at of the measured check before) / window)
+
+    A loss below what was expected cancels earlier excess, never below nothing: otherwise the noise
+    of small windows alone would add up to a run.
 
     Args:
         history: checks of this version that have a value, in any order; those before the
@@ -87,7 +90,7 @@ def excess_cost(
         if check.at <= promoted or check.expected <= 0:
             continue
         share = min(1.0, (check.at - before) / window)
-        total += max(0.0, check.value - check.expected) / check.expected * share
+        total = max(0.0, total + (check.value - check.expected) / check.expected * share)
         before = check.at
     return total / cost_of_run
 

@@ -227,7 +227,8 @@ def _champions_answers(job: Job, champion: Any, holdout: pd.DataFrame) -> pd.Dat
     """NaN where the champion cannot answer: the gate refuses then, and says whose fault it is."""
     import pandas as pd
 
-    from registry.loading import BadOutput, predict
+    from core.errors import BadOutput
+    from registry.loading import predict
 
     try:
         return predict(champion, job.spec, holdout)

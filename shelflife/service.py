@@ -31,8 +31,9 @@ def wall_clock() -> datetime:
 class Service:
     """The stores behind a settings file, opened when first used."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, folder: Path | None = None) -> None:
         self.settings = settings
+        self.folder = folder or Path.cwd()  # of the settings file; a user's trainer lies there
         self.home = settings.home_path
         self._baselines: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
 
@@ -48,7 +49,8 @@ class Service:
         named = path or os.environ.get("SHELFLIFE_SETTINGS")
         if named is None and not Path(SETTINGS_FILE).is_file():
             return cls(Settings(home=str(Path(".shelflife").resolve())))
-        return cls(load(Path(named or SETTINGS_FILE)))
+        file = Path(named or SETTINGS_FILE)
+        return cls(load(file), folder=file.resolve().parent)
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -261,6 +261,7 @@ def advance(
         log=service.log,
         settings=service.model(model),
         home=service.home,
+        user_folder=service.folder,
         guard=lease.guard if lease is not None else _unguarded,
     )
     state = run.advance(context, run_id, at=at, wall=wall)

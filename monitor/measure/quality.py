@@ -170,9 +170,10 @@ def _out_of_range(view: _View) -> QualityIssue | None:
     broken = _breaks(found, n, 0.0, limit, view.spread.ks)
     if not broken and found / n < _NOTABLE:
         return None
+    middle = np.quantile(values, 0.5, method="inverted_cdf")  # the mean of two may overflow
     text = (
         f"{profile.column} is beyond ten times the baseline's usual range of {low:.3g} to "
-        f"{high:.3g} in {_share(found, n)}; its median is {np.median(values):.3g}"
+        f"{high:.3g} in {_share(found, n)}; its median is {middle:.3g}"
     )
     expected = f"{low:.3g} to {high:.3g}, give or take"
     return _issue(profile, "range", found / n, expected, text, broken)

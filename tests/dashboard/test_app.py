@@ -134,7 +134,8 @@ def test_an_incident(opened: Open) -> None:
     assert "shelflife check repurchase --at 2026-10-09T14:05:00Z" in text
     (button,) = app.get("download_button")
     assert button.proto.label == "Evidently report (HTML)"
-    assert "could not be made" in said(opened("incidents", id="41"))
+    assert "making it failed" in said(opened("incidents", id="41"))
+    assert "answered 204" in text
 
 
 @pytest.mark.usefixtures("environment")

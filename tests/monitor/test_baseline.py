@@ -78,9 +78,7 @@ def test_rows_without_outputs_or_labels_are_left_out_of_performance_alone() -> N
     y[1500:] = np.nan
     baseline = built(outputs=outputs, y=y)
     assert baseline.expected.n == 1000
-    assert baseline.expected.value == pytest.approx(
-        row_loss(SPEC, OUTPUTS, Y)[500:1500].mean()
-    )
+    assert baseline.expected.value == pytest.approx(row_loss(SPEC, OUTPUTS, Y)[500:1500].mean())
     assert {c.column: c.n for c in baseline.columns}["probability"] == 1500
     assert {c.column: c.n for c in baseline.columns}["age"] == N
 

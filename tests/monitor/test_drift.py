@@ -128,7 +128,9 @@ def test_wasserstein_is_normed_by_the_baselines_sd() -> None:
 
 
 def test_each_kind_has_its_statistics() -> None:
-    names = [s.name for s in measured("integer", RNG.poisson(5, 500), RNG.poisson(5, 90)).statistics]
+    names = [
+        s.name for s in measured("integer", RNG.poisson(5, 500), RNG.poisson(5, 90)).statistics
+    ]
     assert names == ["psi", "js", "wasserstein", "ks", "chi2"]
     letters = RNG.choice(list("abc"), 500)
     assert [s.name for s in measured("categorical", letters, letters[:90]).statistics] == [

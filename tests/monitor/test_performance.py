@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_equal_values_of_different_types_are_told_apart() -> None:
     assert bad == np.isnan(encoded).sum()
 
 
-def judged(p: np.ndarray, labels: list[object], **changes: Any) -> Any:
+def judged(p: np.ndarray, labels: Sequence[object], **changes: Any) -> Any:
     arguments = {"expected": 0.2, "tolerance": 0.1, "min_rows": 50} | changes
     return realised(BINARY, "brier", pd.DataFrame({"probability": p}), labels, **arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ PROFILES = [
 ]
 
 
-def window(n: int = 400, **changes: object) -> dict[str, object]:
+def window(n: int = 400, **changes: Any) -> dict[str, Any]:
     return {name: values[:n] for name, values in BASELINE.items()} | changes
 
 
@@ -38,7 +39,7 @@ def inspected(
     min_rows: int = 50,
 ) -> dict[tuple[str, str], QualityIssue]:
     values = {
-        f"input:{name}": read_values(KINDS[name], pd.Series(column))  # type: ignore[arg-type, call-overload]
+        f"input:{name}": read_values(KINDS[name], pd.Series(column))  # type: ignore[arg-type]
         for name, column in columns.items()
     }
     rows = max((v.rows for v in values.values()), default=0)
@@ -70,7 +71,7 @@ def test_a_healthy_window_has_no_issue() -> None:
     ("currency", ["EUR"] * 400, "constant", 1.0),
     ("member", ["yes", "no"] * 200, "type", 1.0),
 ])  # fmt: skip
-def test_what_breaks_the_feed(name: str, values: object, kind: str, value: float | None) -> None:
+def test_what_breaks_the_feed(name: str, values: Any, kind: str, value: float | None) -> None:
     issue = inspected(window(**{name: values}))[name, kind]
     assert issue.broken
     assert name in issue.text
@@ -93,7 +94,7 @@ def test_an_absent_column_breaks_the_feed() -> None:
     ("currency", [*BASELINE["currency"][:380], *["CHF"] * 20], "unseen"),
     ("amount", [*BASELINE["amount"][:380], *[1e7] * 20], "range"),
 ])  # fmt: skip
-def test_milder_issues_are_notes(name: str, values: object, kind: str) -> None:
+def test_milder_issues_are_notes(name: str, values: Any, kind: str) -> None:
     assert not inspected(window(**{name: values}))[name, kind].broken
 
 

@@ -41,7 +41,8 @@ class Monitor:
     def __init__(self, baseline: pd.DataFrame, window_rows: int | None) -> None:
         values = self.read(baseline)
         self.profiles: list[ColumnProfile] = [
-            profile_column(name, "input", KINDS[name], values[f"input:{name}"]) for name in baseline
+            profile_column(str(name), "input", KINDS[str(name)], values[f"input:{name}"])
+            for name in baseline
         ]
         self.calibration: Calibration = dispersion.calibrate(
             self.profiles, values, order=np.arange(len(baseline)), window_rows=window_rows
@@ -53,7 +54,7 @@ class Monitor:
 
     @staticmethod
     def read(window: pd.DataFrame) -> dict[str, Values]:
-        return {f"input:{name}": read_values(KINDS[name], window[name]) for name in window}  # type: ignore[index]
+        return {f"input:{name}": read_values(KINDS[str(name)], window[name]) for name in window}
 
     def check(self, window: pd.DataFrame, promise: float) -> tuple[ColumnDrift, ...]:
         """`promise`: false alarms tolerated per check of all columns."""

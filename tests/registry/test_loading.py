@@ -17,10 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from core.errors import InputError, NotFound, UntrustedArtifact
+from core.errors import BadOutput, InputError, NotFound, UntrustedArtifact
 from core.spec import ModelSpec, Scalar, infer_spec
 from registry.loading import (
-    BadOutput,
     PyfuncEstimator,
     describe,
     load_estimator,

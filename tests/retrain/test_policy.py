@@ -211,6 +211,15 @@ def test_excess_is_in_runs_and_does_not_depend_on_how_often_one_looks() -> None:
     assert daily == pytest.approx(1.0)
 
 
+def test_a_better_window_cancels_a_worse_one_but_saves_nothing_up() -> None:
+    options: dict[str, Any] = {"window": 7 * DAY, "cost_of_run": 0.2}
+    noise = history(0.22, 0.18, 0.22, 0.18, every=7 * DAY)
+    assert excess_cost(noise, promoted=AT, **options) == pytest.approx(0.0)
+    assert excess_cost(history(0.1, 0.22, every=7 * DAY), promoted=AT, **options) == pytest.approx(
+        0.5
+    )
+
+
 def test_excess_counts_no_gain_no_gap_and_nothing_before_the_promotion() -> None:
     options: dict[str, Any] = {"window": 7 * DAY, "cost_of_run": 0.2}
     assert excess_cost(history(0.1, 0.1, every=7 * DAY), promoted=AT, **options) == 0

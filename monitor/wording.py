@@ -1,0 +1,80 @@
+"""Numbers as a tired person reads them: three digits, the line beside them, n, and a day."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from monitor.measure.drift import DECIDING
+from monitor.measure.performance import METRIC_NAMES
+from monitor.results import ColumnDrift, Performance, Statistic
+
+_NAMED = 3  # columns a title names
+_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²"}
+
+
+def ranked_columns(drift: Sequence[ColumnDrift]) -> list[ColumnDrift]:
+    """The drifted columns, farthest beyond their line first."""
+    return sorted((c for c in drift if c.drifted), key=strength, reverse=True)
+
+
+def strength(column: ColumnDrift) -> float:
+    return max((_ratio(s) for s in column.statistics if s.name in DECIDING), default=0.0)
+
+
+def _ratio(statistic: Statistic) -> float:
+    if statistic.value is None or not statistic.threshold:
+        return 0.0
+    # A chi-squared statistic is a square: its root compares with a Kolmogorov–Smirnov statistic.
+    ratio = statistic.value / statistic.threshold
+    return ratio**0.5 if statistic.name == "chi2" else ratio
+
+
+def drift_title(drift: Sequence[ColumnDrift]) -> str:
+    """`4 of 11 columns drifted: age (KS 0.412, line 0.121), …`, the farthest first."""
+    ranked = ranked_columns(drift)
+    measured = sum(not column.why for column in drift)
+    named = ", ".join(f"{c.column} ({_told(_strongest(c))})" for c in ranked[:_NAMED])
+    more = f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""
+    return f"{len(ranked)} of {measured} columns drifted: {named}{more}"
+
+
+def drift_text(ranked: Sequence[ColumnDrift]) -> str:
+    """Every statistic of the five farthest columns, each beside its line."""
+    told = []
+    for column in ranked[:5]:
+        numbers = ", ".join(_told(s) for s in column.statistics if s.value is not None)
+        told.append(f"{column.column}: {numbers}, n {column.n:,}")
+    return ". ".join(told)
+
+
+def _strongest(column: ColumnDrift) -> Statistic:
+    return max((s for s in column.statistics if s.name in DECIDING), key=_ratio)
+
+
+def _told(statistic: Statistic) -> str:
+    name = _STATISTICS.get(statistic.name, statistic.name)
+    return f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+
+
+def loss_title(performance: Performance) -> str:
+    """`Brier score 0.213 [0.205, 0.221], tolerance 0.190, n 1,312`."""
+    name = METRIC_NAMES.get(performance.metric, performance.metric)
+    title = f"{name} {figure(performance.value)}"
+    if performance.low is not None and performance.high is not None:
+        title += f" [{figure(performance.low)}, {figure(performance.high)}]"
+    if performance.tolerated is not None:
+        title += f", tolerance {figure(performance.tolerated)}"
+    return f"{title}, n {performance.n:,}"
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, a dash for no value."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def day(moment: datetime, at: datetime) -> str:
+    """`9 Oct`, with the year when it is not this one."""
+    return f"{moment.day} {moment:%b}" + ("" if moment.year == at.year else f" {moment.year}")
