@@ -31,7 +31,8 @@ def _column(feature: Feature, values: Sequence[Any] | np.ndarray) -> Any:
 
     if feature.kind == "categorical":
         texts = pd.Series(values, dtype=object)
-        texts = texts.where(texts.map(lambda value: isinstance(value, str)), None)
+        if pd.api.types.infer_dtype(texts, skipna=True) not in ("string", "empty"):
+            texts = texts.where(texts.map(lambda value: isinstance(value, str)), None)
         # The dtype pandas infers for strings is the one the model was fitted with.
         return texts.infer_objects() if texts.notna().any() else texts.astype("str")
     numbers = _numbers(values)

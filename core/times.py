@@ -48,7 +48,7 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
     """
     try:
         return utc(datetime.fromisoformat(text))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         expected = "an ISO 8601 time such as 2026-01-31T08:00:00Z"
         raise InputError(field, text, expected) from None
 

@@ -47,10 +47,10 @@ def metric_chart(
     y = alt.Y(
         "value:Q",
         title=words.first_upper(words.metric(metric)),
-        scale=alt.Scale(zero=False, nice=False, padding=18),
+        scale=alt.Scale(domain=_height(frame), nice=False),
         axis=alt.Axis(tickCount=5, format=_digits(frame["high"].max())),
     )
-    band = base.mark_area(opacity=0.18, interpolate="linear").encode(
+    band = base.mark_area(opacity=0.18, clip=True).encode(
         x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, detail="segment:N"
     )
     line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=tint, detail="segment:N")
@@ -123,6 +123,20 @@ def _worded(checks: pd.DataFrame, champion: str) -> pd.DataFrame:
     frame["mood"] = [words.look(state).label for state in frame["state"]]
     frame["version"] = [f"v{words.clean(v, most=20)}" for v in frame["version"]]
     return frame
+
+
+def _height(frame: pd.DataFrame) -> list[float]:
+    """The metric's axis: what was measured and what it is held to, with room around.
+
+    The interval of the first few labels can be many times as wide; it is cut, so that it does not
+    flatten everything after it.
+    """
+    drawn = frame[["value", "expected", "tolerated"]]
+    low, high = drawn.min().min(), drawn.max().max()
+    if not low <= high:  # nothing is known
+        return [0.0, 1.0]
+    room = (high - low) * 0.25 or abs(high) * 0.1 or 1.0
+    return [float(low - room), float(high + room)]
 
 
 def _digits(largest: float) -> str:

@@ -100,9 +100,11 @@ def as_of(desk: Desk, checked: datetime | None) -> None:
         if checked is None:
             st.caption("no check yet")
             return
-        where = "replayed history, " if desk.source.replay else ""
+        if desk.source.replay:
+            st.caption(f"replayed history, as of {words.clock(checked)}")
+            return
         moment = words.clock(checked, local_zone(), now)
-        st.caption(f"{where}as of {moment}, {words.ago(checked, now)}")
+        st.caption(f"as of {moment}, {words.ago(checked, now)}")
 
     live()
 
@@ -200,7 +202,7 @@ def report(desk: Desk, relative: str | None, state: str, name: str) -> None:
     if path is None:
         said = {
             "wanted": "The Evidently report is being made.",
-            "failed": "There is no Evidently report: making it failed; `shelflife watch` logged why.",
+            "failed": "No Evidently report: making it failed; `shelflife watch` logged why.",
         }
         st.caption(said.get(state, "There is no Evidently report."))
         return

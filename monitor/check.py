@@ -75,7 +75,9 @@ def gather(
         late = timedelta(seconds=float(np.quantile(lags, _LATE)))
     matured, matured_labelled = None, 0
     if late is not None:
-        old = log.read(model, start=start - late, end=at - late, known_at=at, version=version)
+        old = log.read(
+            model, start=start - late, end=at - late, known_at=at, version=version, inputs=False
+        )
         matured, matured_labelled = len(old), int(old.meta["label_time"].notna().sum())
     return Evidence(
         window_start=start,

@@ -43,7 +43,7 @@ def gather(
         history, labelled = _history(tx, model, version, at)
         refusals, refused_labels = _refusals(tx, runs, version)
     after = trained_until + timedelta(microseconds=1) if trained_until else None
-    fresh = log.read(model, start=after, known_at=at, roles=ROLES, labelled=True)
+    fresh = log.read(model, start=after, known_at=at, roles=ROLES, labelled=True, inputs=False)
     window = span(settings.window)
     since = promoted or min((c.at for c in history), default=at) - window
     age = check.staleness.model

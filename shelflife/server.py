@@ -54,10 +54,9 @@ def serve(service: Service) -> int:
 
 def options(settings: Settings) -> dict[str, Any]:
     """How uvicorn runs."""
-    return {
+    return inference.SERVER_OPTIONS | {
         "host": settings.serving.host,
         "port": settings.serving.port,
         "log_config": None,
-        "access_log": False,
         "timeout_graceful_shutdown": 10,
     }

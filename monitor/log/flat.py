@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from core.times import micros
+from monitor.log.hot import META
 from monitor.log.records import Rows
-
-META = ("id", "version", "role", "source", "event_id")
 
 
 def empty() -> pd.DataFrame:
@@ -31,6 +30,8 @@ def flatten(rows: Sequence[Any]) -> pd.DataFrame:
     if not rows:
         return empty()
     frame = pd.DataFrame([row[:6] for row in rows], columns=[*META, "time"])
+    if len(rows[0]) < 8:
+        return frame
     # One decode over one joined array is several times faster than one per row.
     inputs = msgspec.json.decode("[" + ",".join(row[6] for row in rows) + "]")
     outputs = msgspec.json.decode("[" + ",".join(row[7] for row in rows) + "]")

@@ -16,6 +16,7 @@ from monitor.log.records import Prediction
 
 T = TypeVar("T")
 _CHUNK = 500  # bound parameters per IN list; SQLite's old default allows 999
+META = ("id", "version", "role", "source", "event_id")  # of a flat frame, before its time
 _encode = msgspec.json.Encoder().encode
 
 
@@ -109,8 +110,10 @@ def select(
     roles: Sequence[str],
     version: str | None,
     ids: Sequence[str] | None,
+    inputs: bool = True,
 ) -> list[Any]:
-    """Hot rows as tuples: the columns of `META`, time (µs), inputs and outputs as JSON."""
+    """Hot rows as tuples: the columns of `META`, time (µs) and, with `inputs`, inputs and outputs
+    as JSON."""
     table = schema.predictions
     query = sa.select(
         table.c.prediction_id.label("id"),
@@ -119,8 +122,7 @@ def select(
         table.c.source,
         table.c.event_id,
         sa.type_coerce(table.c.time, sa.BigInteger).label("time"),
-        table.c.inputs,
-        table.c.outputs,
+        *([table.c.inputs, table.c.outputs] if inputs else []),
     ).where(table.c.model == model, table.c.role.in_(roles))
     if start is not None:
         query = query.where(table.c.time >= start)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
+import msgspec
 import sqlalchemy as sa
 
 from core import schema
@@ -91,13 +92,13 @@ def winning(
     if known_at is not None:
         query = query.where(table.c.time <= known_at)
     query = query.order_by(table.c.time)
+    last: dict[str, tuple[str, int]] = {}  # in order of time: the last one stays
     if len(ids) > _SCAN_ABOVE:
-        found = connection.execute(query).all()
+        wanted = set(ids)
+        last = {row[0]: (row[1], row[2]) for row in connection.execute(query) if row[0] in wanted}
     else:
-        found = [
-            row
-            for part in chunks(ids)
-            for row in connection.execute(query.where(table.c.prediction_id.in_(part)))
-        ]
-    # In order of time: the last one stays.
-    return {row[0]: (json.loads(row[1]), row[2]) for row in found}
+        for part in chunks(ids):
+            some = connection.execute(query.where(table.c.prediction_id.in_(part)))
+            last.update((row[0], (row[1], row[2])) for row in some)
+    decode = msgspec.json.decode
+    return {name: (decode(value), time) for name, (value, time) in last.items()}

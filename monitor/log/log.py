@@ -60,6 +60,7 @@ class InferenceLog:
         version: str | None = None,
         labelled: bool = False,
         newest: int | None = None,
+        inputs: bool = True,
     ) -> Rows:
         """See `SampleLog.read`."""
         import pandas as pd
@@ -73,9 +74,18 @@ class InferenceLog:
                 ids = labels.learned_between(tx, model, known_after, known_at)
                 within = hot.segments_of(tx, model, ids)
             live = flat.flatten(
-                hot.select(tx, model, start=start, end=end, roles=roles, version=version, ids=ids)
+                hot.select(
+                    tx,
+                    model,
+                    start=start,
+                    end=end,
+                    roles=roles,
+                    version=version,
+                    ids=ids,
+                    inputs=inputs,
+                )
             )
-            sealed, used, problems = self._sealed(tx, model, start, end, within)
+            sealed, used, problems = self._sealed(tx, model, start, end, within, inputs)
             old = flat.matching(sealed, start, end, roles, version, ids)
             frame = pd.concat([part for part in (old, live) if len(part)] or [live])
             frame = frame.sort_values("time", kind="stable", ignore_index=True)
@@ -99,6 +109,7 @@ class InferenceLog:
         start: datetime | None,
         end: datetime | None,
         within: set[int] | None,
+        inputs: bool,
     ) -> tuple[pd.DataFrame, list[str], list[tuple[int, str]]]:
         import pandas as pd
 
@@ -107,7 +118,7 @@ class InferenceLog:
         parts, used, problems = [], list[str](), list[tuple[int, str]]()
         for segment in segments.listed(tx, model, start=start, end=end, ids=within):
             try:
-                parts.append(segments.read(self.folder, segment))
+                parts.append(segments.read(self.folder, segment, inputs=inputs))
                 used.append(segment.sha256)
             except CorruptSegment as error:
                 problems.append((segment.id, str(error)))

@@ -23,6 +23,7 @@ from core import schema
 from core.errors import CorruptSegment
 from core.files import write_atomic
 from core.times import from_micros
+from monitor.log.hot import META
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,8 +86,10 @@ def _table(frame: pd.DataFrame) -> pa.Table:
     return pa.table(arrays)
 
 
-def read(folder: Path, segment: Segment) -> pd.DataFrame:
+def read(folder: Path, segment: Segment, *, inputs: bool = True) -> pd.DataFrame:
     """The segment's rows, after its bytes were found to be those that were sealed.
+
+    Without `inputs` only ids, roles and times are unpacked.
 
     Raises:
         CorruptSegment: the file is gone or its hash is not the recorded one.
@@ -100,7 +103,8 @@ def read(folder: Path, segment: Segment) -> pd.DataFrame:
         raise CorruptSegment(f"segment {segment.path} cannot be read: {error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != segment.sha256:
         raise CorruptSegment(f"segment {segment.path} does not match its sha256 {segment.sha256}")
-    frame: pd.DataFrame = pq.read_table(pa.BufferReader(data)).to_pandas()
+    columns = None if inputs else [*META, "time"]
+    frame: pd.DataFrame = pq.read_table(pa.BufferReader(data), columns=columns).to_pandas()
     return frame
 
 

@@ -1,9 +1,13 @@
-"""How much the baseline varies by itself: its time blocks compared, each with the rest.
+"""How much the baseline varies by itself: its time blocks compared with each other.
 
 A column whose mean wanders from week to week would alarm every week under a null that takes rows
 as independent. The factor φ, the mean of a statistic over the baseline's blocks divided by its
 mean under that null, measures the wandering (iid rows: 1). Blocks are equal numbers of rows in
 order of time, as long as a check's window where the baseline holds eight of them.
+
+Each block is held against the straight line through all blocks: a column that only ever grew while
+the baseline was recorded does not vary, it drifts, and taking its trend for natural variation
+would hide that it goes on.
 """
 
 from __future__ import annotations
@@ -92,75 +96,86 @@ class _Variation(NamedTuple):
 def _variation(
     profile: ColumnProfile, values: Values, order: np.ndarray, blocks: int
 ) -> _Variation:
-    rows = values.rows
-    block = np.arange(rows) * blocks // rows
+    block = np.arange(values.rows) * blocks // values.rows
     place = np.where(values.present, np.cumsum(values.present) - 1, -1)[order]
     there = place >= 0
-    ordered, owner = values.values[place[there]], block[there]
-    chi2, df = _chi2_variation(profile, ordered, owner, blocks)
+    width = len(profile.counts)
+    cells = cells_of(profile, values.values)[place[there]]
+    table = np.bincount(block[there] * width + cells, minlength=blocks * width)
+    table = table.reshape(blocks, width)
+    presence = np.stack([np.bincount(block[part], minlength=blocks) for part in (there, ~there)])
+    chi2, df = _chi2_variation(_merged(profile, table))
     return _Variation(
-        ks=_ks_variation(ordered, owner, blocks) if profile.numeric else None,
+        ks=_ks_variation(table) if profile.numeric else None,
         chi2=chi2,
         df=df,
-        missing=_missing_variation(~there, block, blocks),
+        missing=_chi2_variation(presence.T)[0],
     )
 
 
-def _ks_variation(values: np.ndarray, owner: np.ndarray, blocks: int) -> float | None:
-    whole = np.sort(values)
-    m = len(whole)
-    found = []
-    for part in np.split(values, np.searchsorted(owner, np.arange(1, blocks))):
-        n = len(part)
-        if n < _LEAST_ROWS // 2 or n == m:
-            continue
-        # F - F_rest = (F - F_whole) m/(m-n): the rest need not be sorted again for each block.
-        gap = drift.ks(whole, np.sort(part)) * m / (m - n)
-        found.append(gap**2 * n * (m - n) / m / thresholds.KS_MEAN)
-    return float(np.mean(found)) if len(found) >= BLOCKS // 2 else None
+def _merged(profile: ColumnProfile, table: np.ndarray) -> np.ndarray:
+    """The cells of the chi-squared test; levels that no block can be expected to hold are one."""
+    table = drift.fold_cells(profile, table, int(table.sum()) // len(table))
+    if profile.numeric:
+        return table
+    thin = table.sum(axis=0) < len(table)
+    return np.column_stack([table[:, ~thin], table[:, thin].sum(axis=1)])
 
 
-def _chi2_variation(
-    profile: ColumnProfile, values: np.ndarray, owner: np.ndarray, blocks: int
-) -> tuple[float | None, int]:
-    width = len(profile.counts)
-    cells = cells_of(profile, values)
-    table = np.bincount(owner * width + cells, minlength=blocks * width).reshape(blocks, width)
-    table = drift.fold_cells(profile, table, len(values) // blocks)
-    if not profile.numeric:
-        thin = table.sum(axis=0) < blocks
-        table = np.column_stack([table[:, ~thin], table[:, thin].sum(axis=1)])
-    total = table.sum(axis=0)
-    found, freedom = [], 1
-    for part in table:
-        if 0 < part.sum() < total.sum():
-            value, df, _ = drift.chi_squared(part, total - part)
-            if df:
-                found.append(value / df)
-                freedom = df
-    return (float(np.mean(found)) if len(found) >= BLOCKS // 2 else None), freedom
+def _residuals(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Shares per block minus their straight line over time, rows per block, degrees of freedom.
 
-
-def _missing_variation(missing: np.ndarray, block: np.ndarray, blocks: int) -> float | None:
-    m, share = len(missing), float(missing.mean())
-    if not 0 < share < 1:
+    None with fewer than six blocks that hold values. Blocks count by their rows.
+    """
+    n = table.sum(axis=1)
+    time = np.flatnonzero(n).astype(np.float64)
+    table, n = table[n > 0], n[n > 0]
+    if len(n) < BLOCKS - 2:
         return None
-    n = np.bincount(block, minlength=blocks)
-    here = np.bincount(block, weights=missing, minlength=blocks)
-    rest = (missing.sum() - here) / (m - n)
-    squares = (here / n - rest) ** 2 / (share * (1 - share) * (1 / n + 1 / (m - n)))
-    return float(squares.mean())
+    root = np.sqrt(n)[:, None]
+    basis, _ = np.linalg.qr(root * np.stack([np.ones(len(n)), time], axis=1))
+    weighted = root * (table / n[:, None])
+    return (weighted - basis @ (basis.T @ weighted)) / root, n, len(n) - 2
+
+
+def _ks_variation(table: np.ndarray) -> float | None:
+    """φ of the Kolmogorov–Smirnov statistic, looked at on the edges of the cells."""
+    found = _residuals(table)
+    if found is None:
+        return None
+    residuals, n, df = found
+    gaps = np.abs(residuals.cumsum(axis=1)).max(axis=1)
+    at = np.cumsum(table.sum(axis=0))[:-1] / table.sum()
+    at = np.unique(at[(at > 0) & (at < 1)])
+    if not len(at):
+        return None
+    usual = float((np.abs(_bridges(at)).max(axis=1) ** 2).mean())
+    return float((gaps**2 * n).sum() / df / usual)
+
+
+def _chi2_variation(table: np.ndarray) -> tuple[float | None, int]:
+    """φ of the chi-squared statistic and its degrees of freedom in one block."""
+    table = table[:, table.sum(axis=0) > 0]
+    found, cells = _residuals(table), table.shape[1] - 1
+    if found is None or cells < 1:
+        return None, max(cells, 1)
+    residuals, n, df = found
+    pooled = table.sum(axis=0) / table.sum()
+    return float(((residuals**2 / pooled).sum(axis=1) * n).sum() / df / cells), cells
 
 
 def _squeeze(
     found: Mapping[str, float | None], blocks: int, freedom: Callable[[float], float]
 ) -> dict[str, tuple[float, float]]:
-    """(φ, degrees of freedom) per column that has one, moderated over the columns."""
+    """(φ, degrees of freedom) per column that has one, moderated over the columns.
+
+    `freedom` says what one block's statistic is worth at a given φ.
+    """
     keys = [key for key, phi in found.items() if phi is not None]
     if not keys:
         return {}
     phi = np.array([found[key] for key in keys], dtype=np.float64)
-    df = blocks * freedom(max(float(np.median(phi)), 1.0))
+    df = (blocks - 2) * freedom(max(float(np.median(phi)), 1.0))
     squeezed, total = thresholds.moderate(phi, df)
     return {key: (float(value), total) for key, value in zip(keys, squeezed, strict=True)}
 
@@ -175,18 +190,16 @@ def wasserstein_null(values: np.ndarray, sd: float | None) -> tuple[float, float
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         widths = np.diff(np.quantile(values, _GRID)) / sd
-        sizes = np.abs(_bridges()) @ widths
+        sizes = np.abs(_bridges((_GRID[1:] + _GRID[:-1]) / 2)) @ widths
     if not np.isfinite(sizes).all() or not sizes.std() > 0:
         return None
     return float(sizes.mean()), float(sizes.std())
 
 
-def _bridges() -> np.ndarray:
-    """Brownian bridges at the middle of each grid step, shape (bridges, steps)."""
+def _bridges(at: np.ndarray) -> np.ndarray:
+    """Seeded Brownian bridges at ascending points in (0, 1), shape (bridges, points)."""
     rng = np.random.default_rng(_SEED)
-    steps = np.diff(_GRID)
+    steps = np.diff(np.concatenate([[0.0], at, [1.0]]))
     paths = np.cumsum(rng.normal(size=(_BRIDGES, len(steps))) * np.sqrt(steps), axis=1)
-    ends = paths - _GRID[1:] * paths[:, -1:]
-    starts = np.concatenate([np.zeros((_BRIDGES, 1)), ends[:, :-1]], axis=1)
-    middles: np.ndarray = (starts + ends) / 2
-    return middles
+    bridges: np.ndarray = paths[:, :-1] - at * paths[:, -1:]
+    return bridges

@@ -57,7 +57,7 @@ def test_the_fleet(opened: Open) -> None:
     assert "No check yet" in text
     assert "Incident 42" in text
     assert "Run 8f3c1d2e: gate" in text
-    assert "as of 14:04 UTC, 1 min ago" in text
+    assert "replayed history, as of 12 Oct 2026, 14:04 UTC" in text
 
 
 @pytest.mark.usefixtures("environment")
@@ -270,10 +270,11 @@ def test_a_password_is_never_shown(opened: Open, monkeypatch: pytest.MonkeyPatch
 def test_an_unwatched_fleet_says_so(
     opened: Open, environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHELFLIFE_CLOCK", "wall")  # the seed's newest check is long ago, or to come
+    monkeypatch.setenv("SHELFLIFE_CLOCK", "wall")
     monkeypatch.setattr("dashboard.source.Desk._now", _later)
     text = said(opened())
     assert "have not been checked for" in text
+    assert "as of 12 Oct, 14:04 UTC, 19 d ago" in text
     assert "shelflife doctor" in text
     assert "has not been checked for" in said(opened("model", name="fraud"))
 

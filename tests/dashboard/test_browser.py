@@ -101,7 +101,7 @@ def test_from_the_fleet_to_the_worst_model_and_its_incident(page: Any, address: 
     page.goto(address)
     page.get_by_text("Which model needs you?").wait_for()
     page.get_by_text("▲ decaying").first.wait_for()
-    page.get_by_text("as of 14:04 UTC").wait_for()
+    page.get_by_text("as of 12 Oct 2026, 14:04 UTC").wait_for()
     page.get_by_role("link", name="repurchase", exact=True).click()
     page.get_by_text("v3 champion since 1 Sep (41 d)").wait_for()
     assert page.url.endswith("/model?name=repurchase")

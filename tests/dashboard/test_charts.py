@@ -113,3 +113,17 @@ def test_words_in_a_badge_are_readable(mode: str) -> None:
         assert min(on_badge, on_page) >= 4.5, name
     for name in ("textColor", "linkColor", "primaryColor"):
         assert contrast(theme[name], theme["backgroundColor"]) >= 4.5, name
+
+
+def test_a_wide_first_interval_does_not_flatten_the_rest(seed: Any, any_ledger: Ledger) -> None:
+    checks = [seed.check("m", "1", seed.NOW - i * seed.DAY, value=0.17) for i in range(5)]
+    checks.append(seed.check("m", "1", seed.NOW - 5 * seed.DAY, value=0.18, half=0.9, n=20))
+    seed.write(any_ledger, checks)
+    spec = drawn(history.model_view(any_ledger, "m", seed.NOW))
+    (domain,) = {
+        tuple(layer["encoding"]["y"]["scale"]["domain"])
+        for layer in spec["layer"]
+        if "scale" in layer.get("encoding", {}).get("y", {})
+    }
+    assert 0.15 < domain[0] < 0.17
+    assert 0.19 < domain[1] < 0.21
