@@ -16,7 +16,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
     String,
     Table,
@@ -86,8 +85,8 @@ predictions = Table(  # the hot part of the log; old rows move to sealed segment
 sealed_keys = Table(  # so that an event replayed after sealing is still recognised
     "sealed_keys",
     metadata,
-    Column("event", LargeBinary(16), primary_key=True),  # blake2b-128 of source and event id
-    Column("prediction", LargeBinary(16), nullable=False, index=True),  # of model and prediction id
+    Column("event", String(32), primary_key=True),  # blake2b-128 of source and event id
+    Column("prediction", String(32), nullable=False, index=True),  # of model and prediction id
     Column("segment", Id, nullable=False),
     sqlite_with_rowid=False,
 )

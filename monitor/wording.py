@@ -10,7 +10,9 @@ from monitor.measure.performance import METRIC_NAMES
 from monitor.results import ColumnDrift, Performance, Statistic
 
 _NAMED = 3  # columns a title names
-_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²"}
+_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²",
+    "tail": "share beyond its range",
+}  # fmt: skip
 
 
 def ranked_columns(drift: Sequence[ColumnDrift]) -> list[ColumnDrift]:
@@ -25,9 +27,9 @@ def strength(column: ColumnDrift) -> float:
 def _ratio(statistic: Statistic) -> float:
     if statistic.value is None or not statistic.threshold:
         return 0.0
-    # A chi-squared statistic is a square: its root compares with a Kolmogorov–Smirnov statistic.
+    # Chi-squared is a square and a tail a count: their roots compare with Kolmogorov–Smirnov.
     ratio = statistic.value / statistic.threshold
-    return ratio**0.5 if statistic.name == "chi2" else ratio
+    return ratio if statistic.name == "ks" else ratio**0.5
 
 
 def drift_title(drift: Sequence[ColumnDrift]) -> str:

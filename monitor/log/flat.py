@@ -7,7 +7,7 @@ serving workers, never imports it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -51,7 +51,7 @@ def matching(
     end: datetime | None,
     roles: Sequence[str],
     version: str | None,
-    ids: Sequence[str] | None,
+    ids: Collection[str] | None,
 ) -> pd.DataFrame:
     """Those rows of a flat frame that a read asks for."""
     keep = frame["role"].isin(list(roles))

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from core import schema
-from core.ledger import Ledger
+from core.ledger import Ledger, one_of
 from monitor.log.records import Prediction
 
-T = TypeVar("T")
-_CHUNK = 500  # bound parameters per IN list; SQLite's old default allows 999
 META = ("id", "version", "role", "source", "event_id")  # of a flat frame, before its time
 _encode = msgspec.json.Encoder().encode
 
 
-def chunks(items: Sequence[T], size: int = _CHUNK) -> Iterator[Sequence[T]]:
-    """The items in runs of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def key(*parts: str) -> bytes:
-    """A 16-byte key of a tuple of strings (blake2b; lengths keep `a,bc` apart from `ab,c`)."""
+def key(*parts: str) -> str:
+    """A 128-bit key of a tuple of strings (blake2b; lengths keep `a,bc` apart from `ab,c`)."""
     text = "".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def insert(
@@ -62,43 +54,33 @@ def insert(
     return len(tx.execute(statement.returning(schema.predictions.c.id), values).all())
 
 
-def _event(row: Prediction) -> bytes:
+def _event(row: Prediction) -> str:
     return key(row.source, row.event_id or row.id)
 
 
-def _sealed(tx: sa.Connection, events: Iterable[bytes]) -> set[bytes]:
+def _sealed(tx: sa.Connection, events: Iterable[str]) -> set[str]:
     column = schema.sealed_keys.c.event
     if tx.execute(sa.select(column).limit(1)).first() is None:
         return set()
-    found: set[bytes] = set()
-    for part in chunks(list(events)):
-        found.update(tx.scalars(sa.select(column).where(column.in_(part))))
-    return found
+    return set(tx.scalars(sa.select(column).where(one_of(tx, column, events))))
 
 
 def known(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[str]:
     """Those of the prediction ids that the log holds, hot or sealed."""
-    table, found = schema.predictions, set[str]()
-    for part in chunks(ids):
-        hot = sa.select(table.c.prediction_id).where(
-            table.c.model == model, table.c.prediction_id.in_(part)
-        )
-        found.update(connection.scalars(hot))
-        column = schema.sealed_keys.c.prediction
-        keys = {key(model, name): name for name in part}
-        sealed = connection.scalars(sa.select(column).where(column.in_(list(keys))))
-        found.update(keys[value] for value in sealed)
-    return found
+    live, sealed = schema.predictions.c, schema.sealed_keys.c
+    mine = (live.model == model) & one_of(connection, live.prediction_id, ids)
+    keys = {key(model, name): name for name in ids}
+    query = sa.select(sealed.prediction).where(one_of(connection, sealed.prediction, keys))
+    found = set(connection.scalars(sa.select(live.prediction_id).where(mine)))
+    return found | {keys[value] for value in connection.scalars(query)}
 
 
-def segments_of(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[int]:
+def segments_of(connection: sa.Connection, model: str, ids: Iterable[str]) -> set[int]:
     """The segments that hold any of these prediction ids."""
-    table, found = schema.sealed_keys, set[int]()
-    for part in chunks(ids):
-        keys = [key(model, name) for name in part]
-        query = sa.select(table.c.segment).where(table.c.prediction.in_(keys)).distinct()
-        found.update(connection.scalars(query))
-    return found
+    table = schema.sealed_keys.c
+    keys = [key(model, name) for name in ids]
+    query = sa.select(table.segment).where(one_of(connection, table.prediction, keys))
+    return set(connection.scalars(query.distinct()))
 
 
 def select(
@@ -109,7 +91,7 @@ def select(
     end: datetime | None,
     roles: Sequence[str],
     version: str | None,
-    ids: Sequence[str] | None,
+    ids: Collection[str] | None,
     inputs: bool = True,
 ) -> list[Any]:
     """Hot rows as tuples: the columns of `META`, time (µs) and, with `inputs`, inputs and outputs
@@ -130,10 +112,6 @@ def select(
         query = query.where(table.c.time < end)
     if version is not None:
         query = query.where(table.c.version == version)
-    if ids is None:
-        return list(connection.execute(query))
-    return [
-        row
-        for part in chunks(ids)
-        for row in connection.execute(query.where(table.c.prediction_id.in_(part)))
-    ]
+    if ids is not None:
+        query = query.where(one_of(connection, table.c.prediction_id, ids))
+    return list(connection.execute(query))

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import CorruptSegment
 from core.ledger import Ledger
-from core.times import micros
 from monitor.log import hot, labels, segments
 from monitor.log.records import Label, LabelReceipt, LogCounts, Prediction, Role, Rows
 from monitor.log.segments import Written
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SEGMENT_ROWS = 100_000  # most rows a segment holds
+_DELETED = 5_000  # rows one statement deletes
 
 
 class InferenceLog:
@@ -68,11 +68,11 @@ class InferenceLog:
         from monitor.log import flat
 
         with self.ledger.read() as tx:  # manifest, hot rows and labels of one moment
-            ids, within = None, None
+            truth, within = None, None
             if known_after is not None:
                 labelled = True
-                ids = labels.learned_between(tx, model, known_after, known_at)
-                within = hot.segments_of(tx, model, ids)
+                truth = labels.learned_between(tx, model, known_after, known_at)
+                within = hot.segments_of(tx, model, truth)
             live = flat.flatten(
                 hot.select(
                     tx,
@@ -81,22 +81,21 @@ class InferenceLog:
                     end=end,
                     roles=roles,
                     version=version,
-                    ids=ids,
+                    ids=truth,
                     inputs=inputs,
                 )
             )
             sealed, used, problems = self._sealed(tx, model, start, end, within, inputs)
-            old = flat.matching(sealed, start, end, roles, version, ids)
+            old = flat.matching(sealed, start, end, roles, version, truth)
             frame = pd.concat([part for part in (old, live) if len(part)] or [live])
             frame = frame.sort_values("time", kind="stable", ignore_index=True)
             if newest is not None and not labelled:
                 frame = frame.tail(newest).reset_index(drop=True)
-            truth = labels.winning(tx, model, frame["id"].tolist(), known_at)
+            if truth is None:
+                truth = labels.winning(tx, model, frame["id"].tolist(), known_at)
         frame = flat.join(frame, truth)
         if labelled:
             frame = frame[frame["label_time"].notna()]
-            if known_after is not None:
-                frame = frame[frame["label_time"] > micros(known_after)]
             frame = frame.tail(newest) if newest is not None else frame
         if problems:
             self._quarantine(problems)
@@ -231,9 +230,9 @@ class InferenceLog:
         ids = [row[8] for row in rows]
         with self.ledger.write() as tx:
             gone = 0
-            for part in hot.chunks(ids):
-                column = schema.predictions.c.id
-                gone += tx.execute(schema.predictions.delete().where(column.in_(part))).rowcount
+            for start in range(0, len(ids), _DELETED):
+                mine = schema.predictions.c.id.in_(ids[start : start + _DELETED])
+                gone += tx.execute(schema.predictions.delete().where(mine)).rowcount
             if gone != len(ids):
                 tx.rollback()
                 return False

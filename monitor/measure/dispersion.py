@@ -12,6 +12,7 @@ would hide that it goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,23 +66,26 @@ def calibrate(
         {k: v.chi2 for k, v in varied.items()}, blocks, lambda phi: 1 + (cells - 1) / phi**2
     )
     missing = _squeeze({k: v.missing for k, v in varied.items()}, blocks, lambda _: 1.0)
+    # A window longer than a block averages over several: a wandering that lasts would grow with
+    # the ratio, one that is new in each block not at all. Half-way, for want of blocks to tell.
+    stretch = math.sqrt(max((window_rows or 0) * blocks / rows, 1.0)) if blocks else 1.0
     calibrated = {}
     for profile in usable:
         key = profile.key
         w1 = wasserstein_null(columns[key].values, profile.sd) if profile.numeric else None
         calibrated[key] = ColumnCalibration(
-            block_rows=rows // blocks if blocks else 0,
-            **_named("ks", ks.get(key)),
-            **_named("chi2", chi2.get(key)),
-            missing=missing[key][0] if key in missing else 1.0,
+            window_rows=(window_rows or rows // blocks) if blocks else 0,
+            **_named("ks", ks.get(key), stretch),
+            **_named("chi2", chi2.get(key), stretch),
+            missing=1 + (missing[key][0] - 1) * stretch if key in missing else 1.0,
             w1_mean=w1[0] if w1 else None,
             w1_sd=w1[1] if w1 else None,
         )
     return Calibration(rows=rows, blocks=blocks, columns=calibrated)
 
 
-def _named(name: str, found: tuple[float, float] | None) -> dict[str, float]:
-    return {} if found is None else {name: found[0], f"{name}_df": found[1]}
+def _named(name: str, found: tuple[float, float] | None, stretch: float) -> dict[str, float]:
+    return {} if found is None else {name: 1 + (found[0] - 1) * stretch, f"{name}_df": found[1]}
 
 
 class _Variation(NamedTuple):

@@ -7,10 +7,11 @@ psi           sum over cells of (q - p) ln(q / p), a share of zero taken as 1e-4
 js            Jensen–Shannon distance, sqrt(JS divergence), natural logarithm (scipy's)
 wasserstein   first Wasserstein distance of the rows themselves over the baseline's sd
 ks            two-sample Kolmogorov–Smirnov statistic of the rows themselves
+tail          share of the rows beyond the baseline's highest or lowest value, the larger of both
 chi2          two-sample chi-squared statistic against pooled shares, cells pooled until filled
 
-The Kolmogorov–Smirnov and chi-squared tests decide whether a column drifted: their null
-distributions are known, hold with ties and unequal samples, and one wild value cannot move them.
+The last three decide whether a column drifted: their null distributions are known, hold with ties
+and unequal samples, and one wild value cannot move them.
 PSI, Jensen–Shannon and Wasserstein are the effect sizes people read, shown beside a line at the
 same error rate. They never decide: PSI fires far too often on small windows (empty cells), and
 one value of a million is enough for Wasserstein.
@@ -28,7 +29,7 @@ from monitor.measure.thresholds import ColumnCalibration
 from monitor.results import ColumnDrift, Statistic
 
 _FLOOR = 1e-4  # share given to an empty cell in PSI, as Evidently does
-DECIDING = ("ks", "chi2")
+DECIDING = ("ks", "tail", "chi2")
 
 
 def psi(window: np.ndarray, baseline: np.ndarray) -> float:
@@ -124,7 +125,7 @@ def pool_thin(window: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np.
 
 def tests_of(profile: ColumnProfile) -> int:
     """How many deciding tests a column costs of the false-alarm budget."""
-    return 0 if profile.why else 2 if profile.numeric else 1
+    return 0 if profile.why else 4 if profile.numeric else 1  # ks, chi2, either tail
 
 
 def measure(
@@ -204,7 +205,7 @@ def _unmeasurable(profile: ColumnProfile, window: Values | None, min_rows: int) 
 def _counted(
     profile: ColumnProfile, calibration: ColumnCalibration, values: np.ndarray, alpha: float
 ) -> list[Statistic]:
-    """PSI, Jensen–Shannon and chi-squared from counts per cell."""
+    """PSI, Jensen–Shannon, the tails and chi-squared from counts per cell."""
     baseline, window = np.asarray(profile.counts), count(profile, values)
     n, m = int(window.sum()), int(baseline.sum())
     filled = int(((window + baseline) > 0).sum())
@@ -214,6 +215,10 @@ def _counted(
         _judged("psi", psi(window, baseline), line),
         _judged("js", jensen_shannon(window, baseline), thresholds.js_line(line)),
     ]
+    if profile.numeric:
+        beyond = max(window[0], window[-1]) / n
+        widest = max(spread.ks, spread.chi2)
+        found.append(_judged("tail", float(beyond), thresholds.tail_line(n, m, alpha, widest)))
     w, b = fold_cells(profile, window, n), fold_cells(profile, baseline, n)
     if not profile.numeric:
         w, b = pool_thin(w, b)

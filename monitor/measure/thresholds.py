@@ -8,12 +8,13 @@ psi           (1/n + 1/m) χ²_{K-1}(1-α) φ                       shown, never
 js            sqrt(psi line / 8), as JS divergence ≈ PSI / 8      shown, never decides
 wasserstein   gamma with the null's mean and sd, times sqrt(φ)   shown, never decides
 ks            see `ks_line`                                      decides for numbers
+tail          see `tail_line`                                    decides for numbers
 chi2          see `chi2_line`                                    decides for all kinds
 
 φ >= 1 says how much more the baseline's own time blocks differ from each other than chance allows
-(`monitor.measure.dispersion`); it is carried to windows of other sizes by the design effect,
-φ(n) = 1 + (n - 1) ρ. Checks whose windows overlap see the same rows again, so that the promise is
-kept with room to spare.
+(`monitor.measure.dispersion`); it is carried to a window that holds more or fewer rows than usual
+by the design effect, φ(n) = 1 + (n - 1) ρ. Checks whose windows overlap see the same rows again,
+so that the promise is kept with room to spare.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Spread(NamedTuple):
 class ColumnCalibration(Struct, frozen=True, kw_only=True):
     """What the baseline's own time blocks say of one column; the defaults mean: nothing known."""
 
-    block_rows: int = 0  # rows of a block; 0 when there were no blocks
+    window_rows: int = 0  # rows of the window that φ holds for; 0 when there were no blocks
     ks: float = 1.0  # φ of the Kolmogorov–Smirnov statistic, squared scale
     ks_df: float = _MANY
     chi2: float = 1.0  # φ of the chi-squared statistic, mean over its components
@@ -58,8 +59,8 @@ class ColumnCalibration(Struct, frozen=True, kw_only=True):
     w1_sd: float | None = None
 
     def at(self, n: int) -> Spread:
-        """φ for a window of n rows, by the design effect from the blocks' size."""
-        scale = (max(n, 2) - 1) / (self.block_rows - 1) if self.block_rows > 1 else 1.0
+        """φ for a window of n rows, by the design effect."""
+        scale = (max(n, 2) - 1) / (self.window_rows - 1) if self.window_rows > 1 else 1.0
 
         def carried(phi: float) -> float:
             return 1 + max(phi - 1, 0.0) * scale
@@ -148,6 +149,23 @@ def chi2_line(
         return alike
     one = (1 + df * (phi - 1)) * _student_isf(alpha / 2, phi_df) ** 2 + df - 1
     return max(alike, one)
+
+
+def tail_line(n: int, m: int, alpha: float, phi: float = 1.0) -> float:
+    """Share of window values beyond the baseline's highest (or lowest) that chance may exceed.
+
+    Exact for exchangeable rows: k values beyond all m have probability
+    n! (n+m-k)! / ((n-k)! (n+m)!). Over-dispersion divides n, m and k alike. 1.0 where no share
+    would be surprising.
+    """
+    rows, others = n / phi, m / phi
+    log, k, limit = 0.0, 0, math.log(alpha)
+    while log >= limit:
+        if k + 1 > rows:
+            return 1.0
+        log += math.log((rows - k) / (rows + others - k))
+        k += 1
+    return min((math.ceil(k * phi) - 1) / n, 1.0)
 
 
 def wasserstein_line(

@@ -131,7 +131,7 @@ def test_each_kind_has_its_statistics() -> None:
     names = [
         s.name for s in measured("integer", RNG.poisson(5, 500), RNG.poisson(5, 90)).statistics
     ]
-    assert names == ["psi", "js", "wasserstein", "ks", "chi2"]
+    assert names == ["psi", "js", "wasserstein", "ks", "tail", "chi2"]
     letters = RNG.choice(list("abc"), 500)
     assert [s.name for s in measured("categorical", letters, letters[:90]).statistics] == [
         "psi", "js", "chi2",

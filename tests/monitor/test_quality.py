@@ -116,7 +116,7 @@ def test_texts_carry_the_numbers_and_an_example() -> None:
 
 def test_what_the_baselines_own_blocks_did_is_no_break() -> None:
     # A column that is null or constant for whole stretches of the baseline: 400 rows are few.
-    bursts = ColumnCalibration(block_rows=400, missing=100.0, chi2=150.0)
+    bursts = ColumnCalibration(window_rows=400, missing=100.0, chi2=150.0)
     burst = {"input:amount": bursts, "input:currency": bursts}
     columns = window(amount=with_missing("amount", 0.3), currency=["EUR"] * 400)
     issues = inspected(columns, burst)

@@ -98,7 +98,7 @@ def test_lines_rise_with_over_dispersion_and_with_doubt_about_it() -> None:
 
 
 def test_design_effect_carries_over_dispersion_to_other_windows() -> None:
-    calibration = ColumnCalibration(block_rows=101, ks=2.0, chi2=1.0, missing=3.0)
+    calibration = ColumnCalibration(window_rows=101, ks=2.0, chi2=1.0, missing=3.0)
     assert calibration.at(101).ks == pytest.approx(2.0)
     assert calibration.at(1001).ks == pytest.approx(11.0)
     assert calibration.at(51).ks == pytest.approx(1.5)
@@ -205,6 +205,48 @@ def test_natural_variation_of_the_baseline_is_no_drift() -> None:
             checks += 1
     assert calibrated / checks / promise <= 1.5
     assert naive / checks / promise >= 5
+
+
+def test_the_tail_line_is_exact_for_exchangeable_rows() -> None:
+    """Never more often than promised; one row beyond a longer baseline is ordinary."""
+    rng = np.random.default_rng(12)
+    line = thresholds.tail_line(200, 600, 0.02)
+    # (200/800)(199/799)... falls under 0.02 with the third row.
+    assert line == pytest.approx(2 / 200)
+    alarms = 0
+    for _ in range(4000):
+        rows = rng.normal(size=800)
+        alarms += (rows[:200] > rows[200:].max()).mean() > line
+    assert 0.5 <= alarms / 4000 / (200 * 199 * 198 / (800 * 799 * 798)) <= 1.5
+    assert thresholds.tail_line(200, 600, 0.02, phi=10.0) > 5 * line
+    assert thresholds.tail_line(50, 10, 1e-9, phi=40.0) == 1.0
+
+
+def test_a_column_that_kept_growing_drifts_when_it_grows_on() -> None:
+    """A trend of the baseline is no natural variation: its going on is found."""
+    rng = np.random.default_rng(14)
+    age = np.linspace(0, 100, 4000)
+    growing = pd.DataFrame(
+        {"normal0": rng.uniform(size=4000) * age, "normal1": rng.normal(size=4000)}
+    )
+    monitor = Monitor(growing, 400)
+    assert monitor.calibration.columns["input:normal0"].ks < 3
+    later = pd.DataFrame({
+        "normal0": rng.uniform(size=400) * 160, "normal1": rng.normal(size=400),
+    })  # fmt: skip
+    first, second = monitor.check(later, 1 / (90 * 24))
+    assert first.drifted
+    assert not second.drifted
+
+
+def test_a_window_longer_than_a_block_varies_more_than_a_block() -> None:
+    rng = np.random.default_rng(15)
+    rows = wandering(rng, 10, 300)
+    blocks, window = Monitor(rows, 375), Monitor(rows, 1500)
+    assert blocks.calibration.blocks == window.calibration.blocks == 8
+    short, long = (m.calibration.columns["input:normal0"] for m in (blocks, window))
+    assert long.ks - 1 == pytest.approx(2 * (short.ks - 1))
+    assert (short.window_rows, long.window_rows) == (375, 1500)
 
 
 def test_wasserstein_line_of_a_normal_column() -> None:
