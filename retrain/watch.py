@@ -28,6 +28,8 @@ from retrain.dataset import input_columns
 from retrain.wording import plural, rounded
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from registry.versions import Registry
 
 Action = Literal["keep", "rollback", "wait"]
@@ -121,9 +123,10 @@ def look(
     *,
     at: datetime,
 ) -> Judgement:
-    """Score the rows the champion answered, whose labels are known, with both models, and judge.
+    """Score the rows the champion answered, whose labels are known, by both models, and judge.
 
-    A version that cannot be fetched, loaded or asked (its files gone, say) is a reason to wait:
+    The champion is judged by what it answered, its predecessor by what it answers now. A
+    predecessor that cannot be fetched, loaded or asked (its files gone, say) is a reason to wait:
     nothing can be proven with it, and monitoring must go on.
     """
     rows = log.read(
@@ -140,22 +143,23 @@ def look(
         age = spell(at - promotion.since)
         return Judgement(action="wait", reason=f"{found.reason} ({age} on)", n=len(rows))
     try:
-        losses = [
-            _losses(registry, spec, version, rows, settings)
-            for version in (promotion.version, promotion.predecessor)
-        ]
+        predecessor = _answers(registry, spec, promotion.predecessor, rows, settings)
     except ShelflifeError as error:
         return Judgement(action="wait", reason=f"the two cannot be compared: {error}", n=len(rows))
-    return judge(losses[0], losses[1], settings.retrain.gate.confidence, min_rows=settings.min_rows)
+    y, _ = encode_labels(spec, rows.meta["label"].tolist())
+    return judge(
+        row_loss(spec, rows.outputs[spec.outputs], y, settings.metric),  # as it answered then
+        row_loss(spec, predecessor, y, settings.metric),
+        settings.retrain.gate.confidence,
+        min_rows=settings.min_rows,
+    )
 
 
-def _losses(
+def _answers(
     registry: Registry, spec: ModelSpec, version: str, rows: Rows, settings: ModelSettings
-) -> np.ndarray:
+) -> pd.DataFrame:
     from registry.loading import load_estimator, predict
 
     folder = registry.fetch(registry.get(spec.name, version))
     estimator = load_estimator(folder, trust_pickle=settings.trust_pickle)
-    outputs = predict(estimator, spec, input_columns(spec, rows.inputs))
-    y, _ = encode_labels(spec, rows.meta["label"].tolist())
-    return row_loss(spec, outputs, y, settings.metric)
+    return predict(estimator, spec, input_columns(spec, rows.inputs))
