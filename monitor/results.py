@@ -19,7 +19,7 @@ Severity = Literal["page", "ticket", "note"]
 class Statistic(Struct, frozen=True, kw_only=True):
     """One drift number beside the line it is judged by."""
 
-    name: str  # psi, js, wasserstein or ks
+    name: str  # psi, js, wasserstein, ks, chi2 or tail
     value: float | None
     threshold: float | None
     alarm: bool = False

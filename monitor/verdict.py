@@ -64,7 +64,8 @@ def judge(
     """
     same = [check for check in history if check.version == evidence.version]
     feed = _feed(evidence, history, settings)
-    decay = _decay(evidence, same, settings)
+    broken = any(finding.cause == "broken_feed" for finding in feed)
+    decay = _decay(evidence, same, settings, muted=broken)
     stale = _stale(evidence, settings)
     drift = _drift(evidence, same, settings, muted=bool(feed))
     findings = (*feed, *decay, *stale, *drift)
@@ -75,10 +76,11 @@ def judge(
 def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
     """The causes a check was able to judge, so that finding nothing means there is nothing.
 
-    Without labels of this version decay is neither there nor gone, and a broken feed hides drift.
+    Without labels of this version decay is neither there nor gone, and a broken feed hides both
+    drift and decay.
     """
     causes = {"no_data", "stale"}
-    if result.performance.worse is not None:
+    if result.performance.worse is not None and result.state != "broken_feed":
         causes.add("decay")
     if result.rows >= min_rows:
         causes.add("broken_feed")
@@ -176,13 +178,15 @@ def _broken(cause: str, issues: Sequence[QualityIssue], since: datetime | None) 
 
 
 def _decay(
-    evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings
+    evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings, *, muted: bool
 ) -> list[Finding]:
+    """Loss beyond the tolerance; muted by a broken feed, whose page tells of the same trouble."""
     performance, before = evidence.performance, _earlier(same, "decay")
     worse = performance.worse is True
     streak = [check for check in same[: _LOOKS - 1] if check.performance.worse is True]
-    opens = worse and (bool(streak) or _severe(performance, settings.tolerance))
-    if not opens and not (before and _still_high(performance, settings.tolerance)):
+    opens = worse and not muted and (bool(streak) or _severe(performance, settings.tolerance))
+    held = muted or _still_high(performance, settings.tolerance)
+    if not opens and not (before and held):
         return []
     since = before.since if before and before.since else _first_worse(evidence.at, same)
     title = f"{loss_title(performance)}, since {day(since, evidence.at)}"

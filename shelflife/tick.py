@@ -21,6 +21,7 @@ from monitor import check as checks
 from monitor.alert import incidents
 from monitor.alert.messages import MessageContext
 from monitor.results import CheckResult, Finding
+from monitor.verdict import judged_causes
 from registry import promotion
 from registry.promotion import observe
 from retrain import evidence as evidences
@@ -83,7 +84,7 @@ def tick(
             version=champion.version,
             findings=result.findings,
             at=at,
-            checked=_judged(result),
+            checked=judged_causes(result, service.model(model).min_rows),
             repeat=span(service.model(model).repeat_every),
         )
         run_id = None
@@ -206,16 +207,6 @@ def _promoted(service: Service, version: Version) -> datetime | None:
     with service.ledger.read() as tx:
         moment: datetime | None = tx.scalar(query)
     return moment
-
-
-def _judged(result: CheckResult) -> frozenset[str]:
-    """The causes this check was able to judge; incidents of others stay as they are."""
-    judged = {"no_data", "stale"}
-    if result.state != "insufficient_data":
-        judged |= {"broken_feed", "drift"}
-    if result.performance.worse is not None:
-        judged.add("decay")
-    return frozenset(judged)
 
 
 def _incident_for(tx: sa.Connection, model: str) -> int | None:
