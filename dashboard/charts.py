@@ -47,7 +47,7 @@ def metric_chart(
     y = alt.Y(
         "value:Q",
         title=words.first_upper(words.metric(metric)),
-        scale=alt.Scale(domain=_height(frame), nice=False),
+        scale=alt.Scale(domain=_height(frame), nice=False, zero=False),
         axis=alt.Axis(tickCount=5, format=_digits(frame["high"].max())),
     )
     band = base.mark_area(opacity=0.18, clip=True).encode(

@@ -159,7 +159,7 @@ def _need(evidence: PolicyEvidence) -> tuple[Trigger, str, str]:
 def _not_needed(evidence: PolicyEvidence, price: float, loss: str) -> tuple[str, str]:
     found = evidence.performance
     drift = f"drift on {plural(len(evidence.drifted), 'column')}" if evidence.drifted else ""
-    if found.value is None:
+    if found.value is None or found.worse is None:
         why = found.why or "no label of the window is known yet"
         told = f"{drift}, but the loss is not known" if drift else "the loss is not known"
         if not evidence.labelled_here:

@@ -74,7 +74,10 @@ def _drift(found: CheckResult) -> list[str]:
     moved = [column for column in found.drift if column.drifted]
     failed = [column for column in found.drift if column.why]
     lines = [_column(column) for column in moved]
-    lines += [f"{column.column}: not measured: {column.why}" for column in failed]
+    for why in dict.fromkeys(column.why for column in failed):
+        names = [column.column for column in failed if column.why == why]
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        lines.append(f"not measured: {listed}: {why}")
     quiet = len(found.drift) - len(moved) - len(failed)
     return [*lines, f"{quiet} of {len(found.drift)} columns did not drift"]
 

@@ -6,6 +6,7 @@ process that dies is started again, with growing pauses; one that keeps dying is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -124,13 +125,13 @@ class Supervisor:
         with self._lock:
             running = list(self._running.values())
         for process in running:
-            process.terminate()
+            _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE
         for process in running:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                _signal(process, signal.SIGKILL)
         for thread in self._threads:
             thread.join(_GRACE)
 
@@ -165,3 +166,9 @@ class Supervisor:
                 )
                 self._running[part.name] = process
             return process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a part and what it started in its turn (MLflow's server forks its workers)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

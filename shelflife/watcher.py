@@ -17,8 +17,9 @@ def watch(service: Service) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("apscheduler", "alembic", "mlflow", "httpx"):
+    for noisy in ("alembic", "mlflow", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a beat skipped is no news
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())

@@ -219,8 +219,10 @@ class Demo:
         self, service: Service, opened: tuple[int, ...], resolved: tuple[int, ...], at: datetime
     ) -> None:
         for row in summary.incidents_of(service.ledger, [*opened, *resolved]):
-            kind = row.severity if row.id in opened else "resolved"
-            self._event(at, kind, row.title)
+            if row.id in opened:
+                self._event(at, row.severity, row.title)
+            else:
+                self._event(at, "resolved", f"{row.cause} of {row.opened:%d %b %Y} is over")
 
     def _event(self, at: datetime, kind: str, text: str) -> None:
         event = summary.Event(at=at, kind=kind, text=text)

@@ -121,7 +121,7 @@ def _numbers(found: Summary) -> Table:
             "retraining runs",
             f"{found.retraining_runs}: {found.promotions} promoted, {found.rejected} refused",
         ),
-        ("alarms", f"{found.pages} pages, {found.tickets} tickets"),
+        ("alarms", f"pages {found.pages}, tickets {found.tickets}"),
         ("predictions", f"{found.requests_sent:,} asked, {found.requests_failed} dropped"),
         (
             "inference log",
