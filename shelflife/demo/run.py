@@ -42,10 +42,14 @@ class Demo:
         folder: everything is kept here; emptied first.
         leave: end after the summary instead of staying up.
         as_json: the summary as JSON on stdout.
+        until: replay only the invoices before this moment; all of them if not given.
     """
 
-    def __init__(self, folder: Path, *, leave: bool, as_json: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, leave: bool, as_json: bool = False, until: datetime | None = None
+    ) -> None:
         self.folder, self.leave, self.as_json = folder.resolve(), leave, as_json
+        self.until = until
         self.screen = Screen(quiet=as_json)
         self.events: list[summary.Event] = []
         self.now = story.START
@@ -57,7 +61,7 @@ class Demo:
         on_call = OnCall(os.environ["SHELFLIFE_DEMO_SECRET"])
         service = self._settle_in(on_call.url)
         self.screen.title(story.ABOUT)
-        stream = story.stream()
+        stream = story.stream(until=self.until)
         opening = threading.Thread(target=lambda: service.registry)
         opening.start()  # MLflow migrates its new store for seconds; we train meanwhile
         estimator = self._train(stream)

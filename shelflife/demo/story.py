@@ -67,12 +67,13 @@ models:
 """
 
 
-def stream(path: Path = DATA) -> pd.DataFrame:
-    """All invoices in order of time, times in UTC."""
+def stream(path: Path = DATA, *, until: datetime | None = None) -> pd.DataFrame:
+    """All invoices (before `until`) in order of time, times in UTC."""
     frame = pd.read_parquet(path)
     for column in ("invoice_time", "label_time"):
         frame[column] = frame[column].dt.tz_localize("UTC")
-    return frame.sort_values("invoice_time", kind="stable", ignore_index=True)
+    frame = frame.sort_values("invoice_time", kind="stable", ignore_index=True)
+    return frame if until is None else frame[frame["invoice_time"] < until]
 
 
 def first_model() -> Any:
