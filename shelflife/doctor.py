@@ -66,7 +66,13 @@ def _error(what: str, text: str, mend: str) -> Finding:
 def _versions(_service: Service) -> Iterator[Finding]:
     yield _ok("python", sys.version.split()[0])
     wrong = []
-    for line in importlib.metadata.requires("shelflife") or []:
+    try:
+        lines = importlib.metadata.requires("shelflife") or []
+    except importlib.metadata.PackageNotFoundError:
+        mend = "install it (`pip install -c constraints.txt .`) so that its versions can be checked"
+        yield _warning("packages", "shelflife runs from a folder and is not installed", mend)
+        return
+    for line in lines:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue

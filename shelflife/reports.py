@@ -95,5 +95,6 @@ def _run(jobs: list[Path]) -> None:
 
 
 def _settle(service: Service, identity: int, path: str | None) -> None:
+    """Note that the report is there, or that it could not be made."""
     with service.ledger.write() as tx:
         incidents.set_report(tx, identity, path=path, state="ready" if path else "failed")

@@ -41,7 +41,7 @@ class MessageContext(Struct, frozen=True, kw_only=True):
     runbook: str = ""
     environment: str = ""
     receivers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, severities it is told of
-    dashboard_url: str = ""
+    dashboard_url: str = ""  # its root; messages link to the incident's page
     mlflow_url: str = ""
     command: str = ""  # reproduces the check
     done: str = ""  # what the service has done already
@@ -101,11 +101,11 @@ def body(
     if not _TYPE.match(type):
         raise InputError("message type", type, "dotted words of letters, digits and '_'")
     finding = cleaned(finding)
-    links = {
-        "dashboard": context.dashboard_url,
+    base = context.dashboard_url.rstrip("/")
+    links = {  # the incident's page offers its Evidently report, once there is one
+        "dashboard": f"{base}/incidents?id={incident.id}" if base else "",
         "mlflow": context.mlflow_url,
         "runbook": context.runbook,
-        "report": incident.report or "",
     }
     data: dict[str, Any] = {
         "incident": incident.id,

@@ -159,12 +159,14 @@ def wait_ready(host: str, port: int, *, timeout: float, alive: Any) -> None:
     while time.monotonic() < deadline:
         if alive() is not None:
             raise RuntimeError("the serving process ended; see its log")
+        connection = http.client.HTTPConnection(host, port, timeout=2)
         try:
-            connection = http.client.HTTPConnection(host, port, timeout=2)
             connection.request("GET", f"/v2/models/{MODEL}/ready")
             if connection.getresponse().status == 200:
                 return
         except OSError:
             pass
+        finally:
+            connection.close()
         time.sleep(0.1)
     raise RuntimeError(f"the service was not ready within {timeout:g} s; see its log")
