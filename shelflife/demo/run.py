@@ -13,7 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +33,7 @@ from shelflife.supervisor import Supervisor, parts
 from shelflife.tick import advance, tick
 
 _READY = 60.0  # seconds for the serving process to answer
+_REPORTS = timedelta(days=300)  # of event time between two batches of Evidently reports
 
 
 class Demo:
@@ -52,7 +53,8 @@ class Demo:
         self.until = until
         self.screen = Screen(quiet=as_json)
         self.events: list[summary.Event] = []
-        self.now = story.START
+        self.now = self._reported = story.START
+        self._reporting = threading.Thread()
         self._started = time.monotonic()
 
     def run(self) -> int:
@@ -206,6 +208,16 @@ class Demo:
         )
         if at.day <= 7:  # once a month of event time: settled rows become segments
             service.log.seal(before=wall_clock())
+        self._render_reports(service)
+
+    def _render_reports(self, service: Service) -> None:
+        """Every few months of event time, beside the replay: the end should not wait for all."""
+        if self._reporting.is_alive() or self.now - self._reported < _REPORTS:
+            return
+        self._reported = self.now
+        render = threading.Thread(target=reports.render_wanted, args=(service,), daemon=True)
+        render.start()
+        self._reporting = render
 
     def _carry_run(self, service: Service, at: datetime) -> None:
         deadline = time.monotonic() + _READY
@@ -239,6 +251,8 @@ class Demo:
         self, service: Service, stream: pd.DataFrame, caller: Caller, on_call: OnCall
     ) -> None:
         self.screen.say("rendering the Evidently reports of the incidents")
+        if self._reporting.is_alive():
+            self._reporting.join()
         while reports.render_wanted(service):
             pass
         deliver = receivers.build(service.settings.receivers)

@@ -65,7 +65,8 @@ def test_the_text_reads_as_on_call_wants_it():
         "  done: run 8f3 started, champion v3 still serving · next: shelflife retrain repurchase;"
         " shelflife rollback repurchase; acknowledge incident 42",
         "  incident 42 · page · production · owner crm ·"
-        " dashboard http://127.0.0.1:8501/incidents?id=42 · MLflow v3 http://127.0.0.1:5000/#/models/repurchase/versions/3 ·"
+        " dashboard http://127.0.0.1:8501/incidents?id=42 ·"
+        " MLflow v3 http://127.0.0.1:5000/#/models/repurchase/versions/3 ·"
         " runbook https://wiki.example/decay · shelflife check repurchase --at 2010-10-09T00:00Z",
     ]
 
