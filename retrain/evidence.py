@@ -16,7 +16,14 @@ from monitor.log.records import SampleLog
 from monitor.results import CheckResult
 from retrain.dataset import ROLES, Account
 from retrain.gate import GateResult
-from retrain.policy import BUDGET_SPAN, Decision, Measured, PolicyEvidence, excess_cost
+from retrain.policy import (
+    BUDGET_SPAN,
+    Decision,
+    Measured,
+    PolicyEvidence,
+    excess_cost,
+    run_wanted,
+)
 
 
 def gather(
@@ -42,12 +49,10 @@ def gather(
         runs = _runs(tx, model, at)
         history, labelled = _history(tx, model, version, at)
         refusals, refused_labels = _refusals(tx, runs, version)
-    after = trained_until + timedelta(microseconds=1) if trained_until else None
-    fresh = log.read(model, start=after, known_at=at, roles=ROLES, labelled=True, inputs=False)
     window = span(settings.window)
     since = promoted or min((c.at for c in history), default=at) - window
     age = check.staleness.model
-    return PolicyEvidence(
+    found = PolicyEvidence(
         version=version,
         state=check.state,
         check_reason=check.reason,
@@ -57,7 +62,6 @@ def gather(
             history, promoted=since, window=window, cost_of_run=settings.retrain.cost_of_run
         ),
         labelled_here=max(labelled, check.labelled),
-        new_labels=len(fresh),
         runs_in_quarter=sum(run.started > at - BUDGET_SPAN for run in runs),
         last_run=runs[0].started if runs else None,
         last_outcome=runs[0].state if runs else "",
@@ -69,6 +73,12 @@ def gather(
         max_age=span(settings.max_age) if settings.max_age else None,
         rollback=rollback,
     )
+    if not run_wanted(found):
+        return found
+    # Counting reads every labelled row since the training: only where a decision rests on it.
+    after = trained_until + timedelta(microseconds=1) if trained_until else None
+    fresh = log.read(model, start=after, known_at=at, roles=ROLES, labelled=True, inputs=False)
+    return msgspec.structs.replace(found, new_labels=len(fresh))
 
 
 def record(

@@ -43,7 +43,8 @@ class PolicyEvidence(Struct, frozen=True, kw_only=True):
     drifted: tuple[str, ...] = ()  # names of the columns that drifted
     excess: float = 0.0  # what decay has cost since the promotion, in runs (see `excess_cost`)
     labelled_here: int = 0  # labelled rows that this very version answered
-    new_labels: int = 0  # labelled rows newer than the champion's training data
+    # Labelled rows newer than the champion's training data; None: not counted, as no run is wanted.
+    new_labels: int | None = None
     runs_in_quarter: int = 0  # runs started in the last 90 days
     last_run: datetime | None = None  # when the newest run started
     last_outcome: str = ""  # its state: promoted, refused, failed, abandoned
@@ -124,8 +125,13 @@ def decide(evidence: PolicyEvidence, settings: RetrainSettings, *, at: datetime)
     if settings.mode == "never":
         asked = f"{because}; mode never leaves the run to a person"
         return decision("ask", asked, "`shelflife retrain`, or mode auto", trigger)
-    reason = f"{because}; {plural(evidence.new_labels, 'new label')} can teach a successor"
+    reason = f"{because}; {plural(evidence.new_labels or 0, 'new label')} can teach a successor"
     return decision("retrain", reason, change, trigger)
+
+
+def run_wanted(evidence: PolicyEvidence) -> bool:
+    """Whether a run would be wanted if nothing hindered it: the labels need counting only then."""
+    return bool(_need(evidence)[0])
 
 
 def _need(evidence: PolicyEvidence) -> tuple[Trigger, str, str]:
@@ -183,10 +189,11 @@ def _hindrance(
     wanted = max(settings.min_new_labels, settings.gate.min_rows)
     if evidence.refusals:
         wanted = max(wanted, evidence.refused_labels + settings.min_new_labels)
-    if evidence.new_labels < wanted:
-        missing = plural(wanted - evidence.new_labels, "more label")
+    labels = evidence.new_labels or 0
+    if labels < wanted:
+        missing = plural(wanted - labels, "more label")
         than = "than the refused run had" if evidence.refusals else "than the training data"
-        have = f"only {plural(evidence.new_labels, 'label')} newer than the training data"
+        have = f"only {plural(labels, 'label')} newer than the training data"
         if evidence.refusals:
             than += f" plus {settings.min_new_labels:,}"
             return f"{have} and a retry needs {wanted:,} ({missing} {than})", missing
@@ -246,7 +253,7 @@ def _numbers(evidence: PolicyEvidence, settings: RetrainSettings, at: datetime) 
         "drifted": float(len(evidence.drifted)),
         "excess": evidence.excess,
         "price": 2.0**evidence.refusals,
-        "new_labels": float(evidence.new_labels),
+        "new_labels": None if evidence.new_labels is None else float(evidence.new_labels),
         "min_new_labels": float(settings.min_new_labels),
         "runs_in_quarter": float(evidence.runs_in_quarter),
         "budget": float(settings.budget_per_quarter),

@@ -14,7 +14,7 @@ from core import schema
 from core.ledger import Ledger
 from core.settings import ModelSettings
 from monitor.log.log import InferenceLog
-from monitor.results import CheckResult, ColumnDrift, Performance, Staleness
+from monitor.results import CheckResult, ColumnDrift, Performance, Staleness, State
 from retrain.dataset import Account
 from retrain.evidence import gather, record
 from retrain.gate import GateResult
@@ -28,7 +28,7 @@ AT = START + timedelta(days=40)
 WEEK = timedelta(days=7)
 
 
-def check(version: str = "1") -> CheckResult:
+def check(version: str = "1", state: State = "drifting") -> CheckResult:
     return CheckResult(
         model="toy",
         version=version,
@@ -37,7 +37,7 @@ def check(version: str = "1") -> CheckResult:
         window_end=AT,
         rows=336,
         labelled=280,
-        state="drifting",
+        state=state,
         reason="x drifted",
         quality=(),
         drift=(
@@ -154,22 +154,23 @@ def log(open_log: Callable[..., InferenceLog]) -> InferenceLog:
     return open_log()
 
 
-def found(log: InferenceLog, **changes: Any) -> PolicyEvidence:
+def found(log: InferenceLog, state: State = "drifting", **changes: Any) -> PolicyEvidence:
     settings = ModelSettings(max_age="30d")
     moments: dict[str, Any] = {"trained_until": TRAINED_UNTIL, "promoted": PROMOTED, "at": AT}
-    return gather(log.ledger, log, check(), settings, **(moments | changes))
+    return gather(log.ledger, log, check(state=state), settings, **(moments | changes))
 
 
 def test_what_the_check_and_the_log_say(log: InferenceLog) -> None:
     evidence = found(log)
     assert (evidence.state, evidence.drifted, evidence.labelled_here) == ("drifting", ("x",), 280)
-    assert evidence.new_labels == 900
+    assert evidence.new_labels is None  # drift is no reason to count
+    assert found(log, "decaying").new_labels == 900
     assert evidence.age == timedelta(days=10)
     assert evidence.max_age == timedelta(days=30)
     assert (evidence.runs_in_quarter, evidence.last_run, evidence.active_run) == (0, None, "")
     # A day's labels are not known yet a day earlier.
     early = TRAINED_UNTIL + timedelta(days=1) + 10 * timedelta(minutes=30)
-    assert found(log, at=early).new_labels == 10
+    assert found(log, "decaying", at=early).new_labels == 10
 
 
 def test_excess_counts_this_versions_measured_checks_since_its_promotion(
