@@ -21,12 +21,14 @@ from dashboard import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
+#: Address and height in pixels of each page: Streamlit scrolls inside the page, so that a
+#: screenshot of the whole page would be one of the first screen.
 PAGES = {
-    "fleet": "/",
-    "model": "/model?name=repurchase&range=all",
-    "incidents": "/incidents?show=all",
-    "incident": "/incidents?id=2",
-    "runs": "/runs",
+    "fleet": ("/", 420),
+    "model": ("/model?name=repurchase&range=all", 1500),
+    "incidents": ("/incidents?show=all", 700),
+    "incident": ("/incidents?id=2", 950),
+    "runs": ("/runs", 600),
 }
 FLAGS = [
     "--no-sandbox",
@@ -82,12 +84,12 @@ def _take(chromium: str, address: str) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=chromium, args=FLAGS)
-        for name, path in PAGES.items():
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
+        for name, (path, height) in PAGES.items():
+            page = browser.new_page(viewport={"width": 1280, "height": height})
             page.goto(address + path)
-            page.wait_for_selector("h1")
+            page.wait_for_selector("[data-testid=stHeading]")
             page.wait_for_timeout(2500)  # charts draw after the text
-            page.screenshot(path=str(IMAGES / f"{name}.png"), full_page=True)
+            page.screenshot(path=str(IMAGES / f"{name}.png"))
         browser.close()
 
 

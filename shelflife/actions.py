@@ -13,8 +13,9 @@ from registry import promotion
 from registry.versions import Version
 from retrain import policy
 from serving import deploy
+from serving.heartbeat import served_by
 from shelflife.leases import held
-from shelflife.service import Service
+from shelflife.service import Service, wall_clock
 from shelflife.tick import TickResult, decide, measure, start_run, tick
 
 
@@ -119,8 +120,9 @@ def hand_over(service: Service, model: str, *, at: datetime) -> Version:
 
 def served(service: Service, model: str, version: str, *, within: timedelta) -> bool | None:
     """Whether every live worker answers with the version; None when no worker is live."""
-    found = deploy.wait_served(service.ledger, model, version, timeout=within)
-    return found.ok if found.workers else None
+    if not served_by(service.ledger, model, version, now=wall_clock()).workers:
+        return None
+    return deploy.wait_served(service.ledger, model, version, timeout=within).ok
 
 
 def acknowledge_now(service: Service, incident: int, *, by: str, at: datetime) -> None:
