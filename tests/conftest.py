@@ -30,7 +30,7 @@ def _programs() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a fresh PostgreSQL server that this session started for itself."""
+    """URL of a fresh PostgreSQL server started for this run of the tests."""
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
@@ -54,23 +54,26 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def postgres_database(postgres: str) -> Iterator[str]:
+    """URL of a fresh, empty database."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    admin = sa.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield postgres.replace("/postgres?", f"/{name}?")
+    admin.dispose()
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def any_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     """An empty ledger, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").create()
-        yield ledger
-        ledger.close()
-        return
-    server = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex[:12]}"
-    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    ledger = Ledger(server.replace("/postgres?", f"/{name}?")).create()
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_database")
+    ledger = Ledger(url).create()
     yield ledger
     ledger.close()
-    admin.dispose()
 
 
 @pytest.fixture(scope="session")

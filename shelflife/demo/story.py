@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from core.errors import NotFound
+
 MODEL = "repurchase"
 START = datetime(2010, 4, 1, tzinfo=UTC)
 STEP = timedelta(days=7)  # one check a week of event time
@@ -68,7 +70,13 @@ models:
 
 
 def stream(path: Path = DATA, *, until: datetime | None = None) -> pd.DataFrame:
-    """All invoices (before `until`) in order of time, times in UTC."""
+    """All invoices (before `until`) in order of time, times in UTC.
+
+    Raises:
+        NotFound: the data are not here: they come with a clone, not with an installed package.
+    """
+    if not path.is_file():
+        raise NotFound("data file", str(path), "run the demo from a clone: `make demo`")
     frame = pd.read_parquet(path)
     for column in ("invoice_time", "label_time"):
         frame[column] = frame[column].dt.tz_localize("UTC")

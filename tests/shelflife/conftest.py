@@ -31,7 +31,17 @@ def home(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def service(home: Path) -> Iterator[Service]:
-    service = Service(load(home / "shelflife.yaml"))
+    service = Service(load(home / "shelflife.yaml"), folder=home)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def service_on_postgres(home: Path, postgres_database: str) -> Iterator[Service]:
+    """The same installation with its ledger on PostgreSQL."""
+    file = home / "shelflife.yaml"
+    file.write_text(f"ledger: {postgres_database}\n{file.read_text()}")
+    service = Service(load(file), folder=home)
     yield service
     service.close()
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 from shop import NOW, ask, customers
@@ -16,8 +17,9 @@ from core.settings import RetrainSettings
 from monitor.alert import incidents
 from registry.loading import load_estimator
 from registry.versions import Version
-from shelflife import actions
-from shelflife.scheduler import deploy_all
+from shelflife import actions, commands
+from shelflife.register import register
+from shelflife.scheduler import deploy_all, run_due
 from shelflife.service import Service
 from shelflife.tick import advance, measure, tick
 
@@ -80,6 +82,38 @@ def test_decay_is_told_answered_and_over(service: Service, champion: Version) ->
     assert any("started" in text for text in texts)
     assert any("promoted" in text for text in texts)
     assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
+
+
+@pytest.mark.postgres
+def test_the_loop_on_postgresql(
+    service_on_postgres: Service, model: object, frame: pd.DataFrame
+) -> None:
+    service = service_on_postgres
+    version = register(
+        "shop",
+        model,
+        reference=frame,
+        target="bought",
+        time="at",
+        id="id",
+        service=service,
+        now=NOW,
+    )
+    live(service, version, 14, turned=True)
+    for day in range(3, 9):
+        found = run_due(service, "shop", now=NOW + day * DAYS)
+        assert found is not None
+        if found.run_id:
+            break
+    at = found.check.at
+    state = advance(service, "shop", at=at, wall=at)
+    assert state is not None
+    assert state.state == "promoted", state.outcome
+    assert deploy_all(service, now=at) == ["shop"]
+    assert service.log.seal(before=NOW + 99 * DAYS) == 48 * 14
+    assert len(service.log.read("shop", labelled=True)) == 48 * 14
+    assert commands.ask(service.ledger, "shop", "check", {}, by="me", reason="", now=at) == 1
+    assert commands.obey(service, now=at) == 1
 
 
 def test_a_trainer_that_raises_leaves_the_champion_and_an_incident(
