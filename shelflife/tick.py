@@ -270,6 +270,13 @@ _MESSAGES = {
     "refused": "retrain.refused",
     "waiting": "candidate.registered",
 }
+#: What a person can do then, for the message.
+_NEXT = {
+    "promoted": "nothing: v{candidate} is watched from now on; shelflife rollback {model}",
+    "refused": "nothing: the champion still serves; shelflife runs --model {model}",
+    "waiting": "shelflife promote {model} {candidate}; compare them in MLflow first",
+    "failed": "mend what the run says, then shelflife retrain {model}",
+}
 #: One-off incidents that a promotion ends: what failed has been made up for.
 _MENDED = ("retrain_failed", "rollback")
 
@@ -279,7 +286,8 @@ def _tell(service: Service, state: run.RunState, at: datetime) -> None:
     model = state.model
     champion = service.registry.by_alias(model, "champion")
     context = service.context(model, champion, command=f"shelflife runs {state.id}")
-    context = msgspec.structs.replace(context, done=state.outcome)
+    following = _NEXT.get(state.state, "").format(model=model, candidate=state.candidate)
+    context = msgspec.structs.replace(context, next=following)
     text = f"run {state.id} {state.state}: {state.outcome}"
     with service.ledger.write() as tx:
         if state.incident_id is not None and not _told(tx, state.incident_id, text):

@@ -152,12 +152,13 @@ def text(data: dict[str, Any], at: datetime) -> str:
     Args:
         data: the `data` of a body.
     """
-    carried = "carried by " if data["cause"] == "decay" else "columns "
+    # Drift beside decay is a coincidence until somebody shows that it carries the loss.
+    columns = "drifted meanwhile: " if data["cause"] == "decay" else "columns "
     cost = "" if data["cost"].startswith("cost") else "cost "
     lines = [
         _headline(data, at),
         _reason(data, at),
-        _joined(_labelled(cost, data["cost"]), _labelled(carried, _columns(data))),
+        _joined(_labelled(cost, data["cost"]), _labelled(columns, _columns(data))),
         _joined(_labelled("done: ", data["done"]), _labelled("next: ", "; ".join(data["next"]))),
         _address(data),
     ]
@@ -176,7 +177,7 @@ def _headline(data: dict[str, Any], at: datetime) -> str:
         start = "" if named else f"{model} {known.says}: "
         again = f" (found by {_checks(data['seen'])})" if data["event"] == "reminder" else ""
         return f"{known.symbol} {start}{title}{tail}{again}"
-    return f"{known.symbol} {model} {known.says}: {data['news']}"
+    return f"{known.symbol} {model}: {data['news']}"
 
 
 def _reason(data: dict[str, Any], at: datetime) -> str:
@@ -184,7 +185,7 @@ def _reason(data: dict[str, Any], at: datetime) -> str:
         lasted = spell(at - datetime.fromisoformat(data["opened"]))
         return f"it was: {data['title']}, open for {lasted}, found by {_checks(data['seen'])}"
     if data["event"] not in _FINDS:
-        return f"still: {data['title']}"
+        return f"the incident: {data['title']}"
     return "" if data["text"] == data["title"] else str(data["text"])
 
 

@@ -61,7 +61,7 @@ def test_the_text_reads_as_on_call_wants_it():
         "▲ repurchase is decaying: Brier 0.213 [0.205, 0.221], tolerance 0.190, n 1,312,"
         " since 9 Oct",
         "  3 windows in a row",
-        "  cost ≈ 0.9 of a retraining run · carried by days_since_first, lifetime_value",
+        "  cost ≈ 0.9 of a retraining run · drifted meanwhile: days_since_first, lifetime_value",
         "  done: run 8f3 started, champion v3 still serving · next: shelflife retrain repurchase;"
         " shelflife rollback repurchase; acknowledge incident 42",
         "  incident 42 · page · production · owner crm ·"
@@ -98,8 +98,8 @@ def test_the_end_says_how_long_it_took():
 
 def test_a_step_is_told_with_the_state_it_belongs_to():
     lines = body("run", "run 8f3 started")["data"]["message"].splitlines()
-    assert lines[0] == "▲ repurchase is decaying: run 8f3 started"
-    assert lines[1].startswith("  still: Brier 0.213")
+    assert lines[0] == "▲ repurchase: run 8f3 started"
+    assert lines[1].startswith("  the incident: Brier 0.213")
 
 
 def test_a_title_that_is_a_sentence_is_not_introduced_again():
