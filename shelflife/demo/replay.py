@@ -21,10 +21,10 @@ import pandas as pd
 from core.times import iso
 from shelflife.demo.story import CATEGORIES, INPUTS, MODEL, TARGET
 
-_LANES = 64  # a prediction takes a model as long for 64 rows as for one: concurrency pays
+_LANES = 128  # a prediction takes a model as long for 64 rows as for one: concurrency pays
 # While a check is at work callers go on as before; if it turns into a retraining run they slow
 # down, because a run of seconds would otherwise last weeks of the replay's time.
-_BURST, _BURST_PAUSE, _BURSTS = 16, 0.025, 40
+_BURST, _BURST_PAUSE, _BURSTS = 48, 0.04, 25
 _SLOW_PAUSE = 0.05
 _DATATYPE = {"f": "FP64", "i": "INT64"}
 

@@ -33,7 +33,7 @@ from shelflife.supervisor import Supervisor, parts
 from shelflife.tick import advance, tick
 
 _READY = 60.0  # seconds for the serving process to answer
-_REPORTS = timedelta(days=300)  # of event time between two batches of Evidently reports
+_REPORTS = timedelta(days=160)  # of event time between two batches of Evidently reports
 
 
 class Demo:
