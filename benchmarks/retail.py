@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/retail.py
 
 Prints the Brier score over the replay of version 1 frozen and of a model refitted every month on
-all labels known by then, and what four ways of expecting version 1's performance promise beside
-what April 2010 realised. The figures in docs/architecture.md come from here. Deterministic, no timings.
+all labels known by then; and what four ways of expecting version 1's performance promise beside
+what April 2010 realised. docs/architecture.md takes its figures from here. Deterministic; nothing
+is timed.
 """
 
 from __future__ import annotations
