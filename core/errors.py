@@ -13,8 +13,7 @@
     ├── TrainerFailed        the training subprocess raised, timed out or ran out of memory
     ├── GateRefused          a promotion was asked for that the gate does not allow
     ├── BadOutput            a model answered something that is no number, or not what it promised
-    ├── LeaseLost            another process took the work over
-    └── DeliveryRefused      a receiver's address is not one we may talk to
+    └── LeaseLost            another process took the work over
 
 Errors are domain facts: they know nothing of HTTP or exit codes. Those are mapped at the edge
 (`serving.app`, `shelflife.api`, `shelflife.cli`).
@@ -100,7 +99,3 @@ class BadOutput(ShelflifeError):
 
 class LeaseLost(ShelflifeError):
     """Another process took this work over; what was computed here is not written."""
-
-
-class DeliveryRefused(ShelflifeError):
-    """A receiver's address, redirect or answer is one we must not follow."""

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import sqlalchemy as sa
+
+from core import schema
 from core.errors import NotFound, ShelflifeError
+from core.times import iso
 from monitor.alert import incidents
 from registry import promotion
 from registry.versions import Version
@@ -35,19 +39,40 @@ def champion_of(service: Service, model: str, *, at: datetime) -> Version:
     return champion
 
 
+def champion_at(service: Service, model: str, *, at: datetime) -> Version:
+    """The champion as of a moment: the version its recorded check judged, else the one promoted
+    last by then. Reads only.
+
+    Raises:
+        NotFound: no such model, or it had no champion then.
+    """
+    checks, moves = schema.checks, schema.promotions
+    judged = sa.select(checks.c.version).where(checks.c.model == model, checks.c.at == at)
+    promoted = sa.select(moves.c.version).where(moves.c.model == model, moves.c.at <= at)
+    with service.ledger.read() as tx:
+        version = tx.scalar(judged) or tx.scalar(promoted.order_by(moves.c.id.desc()).limit(1))
+    if version is None:
+        known = ", ".join(service.registry.models()) or "none yet"
+        if model in service.registry.models():
+            raise NotFound("champion of", model, f"no version was the champion at {iso(at)}")
+        raise NotFound("model", model, f"registered models: {known}")
+    return service.registry.get(model, str(version))
+
+
 def check_now(service: Service, model: str, *, at: datetime, record: bool = True) -> TickResult:
     """One check now, recorded, with its decision (which may start a run).
 
     With `record=False` nothing is written: what a check at that moment finds, or found.
     """
-    champion = champion_of(service, model, at=at)
     if record:
+        champion_of(service, model, at=at)
         with held(service.ledger, f"check:{model}") as lease:
             if lease is None:
                 raise ShelflifeError(f"a check of {model} is running; try again in a moment")
             result = tick(service, model, at=at, lease=lease)
         if result is not None:
             return result
+    champion = champion_at(service, model, at=at)
     found = measure(service, champion, at=at)
     return TickResult(check=found, decision=decide(service, champion, found, at=at))
 

@@ -107,8 +107,10 @@ def _reference(
     known = times if label_time is None else _moments(frame[label_time])
     inputs = frame[list(columns)].reset_index(drop=True)
     if id is None:
+        # Equal rows are rows of their own: numbered, so that none is lost and a repeat adds none.
         hashed = pd.util.hash_pandas_object(frame, index=False)
-        ids = [f"h{value:016x}" for value in hashed]
+        again = hashed.groupby(hashed).cumcount()
+        ids = [f"h{value:016x}-{n}" for value, n in zip(hashed, again, strict=True)]
     else:
         ids = [str(value) for value in frame[id]]
     if len(set(ids)) < count and id is not None:

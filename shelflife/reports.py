@@ -15,13 +15,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
 from core import schema
-from core.errors import ShelflifeError
 from core.settings import span
+from core.spec import ModelSpec, Scalar
 from monitor.alert import incidents
+from monitor.measure.performance import encode_labels
+from retrain.dataset import input_columns
 from shelflife.service import Service
 
 log = logging.getLogger("shelflife.reports")
@@ -42,8 +45,8 @@ def render_wanted(service: Service) -> int:
         for row in wanted:
             try:
                 jobs[row.id] = _job(service, row, Path(scratch))
-            except ShelflifeError as error:
-                log.warning("no_report", extra={"incident": row.id, "error": str(error)})
+            except Exception:  # whatever its rows are like: tried again, it would fail again
+                log.exception("no_report", extra={"incident": row.id})
                 _settle(service, row.id, None)
         _run([path for path, _ in jobs.values()])
         for identity, (_, target) in jobs.items():
@@ -57,15 +60,17 @@ def render_wanted(service: Service) -> int:
 def _job(service: Service, row: Any, scratch: Path) -> tuple[Path, Path]:
     """Write what one report needs; returns its job file and where the HTML will be."""
     version = service.registry.get(row.model, row.version)
-    _, reference = service.baseline(version)
+    baseline, reference = service.baseline(version)
+    spec = baseline.spec
     settings = service.model(row.model)
     found = service.log.read(
         row.model, start=row.updated - span(settings.window), end=row.updated, known_at=row.updated
     )
     folder = scratch / str(row.id)
     folder.mkdir()
-    current = pd.concat([found.inputs.add_prefix("in:"), found.outputs.add_prefix("out:")], axis=1)
-    current["y"] = found.meta["label"]
+    inputs = input_columns(spec, found.inputs)  # one type a column, whatever callers sent
+    current = pd.concat([inputs.add_prefix("in:"), found.outputs.add_prefix("out:")], axis=1)
+    current["y"] = pd.Series(_labels(spec, found.meta["label"].tolist()), dtype=object)
     reference.to_parquet(folder / "reference.parquet", index=False)
     current.to_parquet(folder / "current.parquet", index=False)
     target = service.home / "reports" / f"incident-{row.id}.html"
@@ -81,10 +86,18 @@ def _job(service: Service, row: Any, scratch: Path) -> tuple[Path, Path]:
     return path, target
 
 
+def _labels(spec: ModelSpec, raw: list[object]) -> list[Scalar]:
+    """Labels as the model spells them; None where one is missing or no value of the target."""
+    y, _ = encode_labels(spec, raw)
+    if spec.task == "regression":
+        return [None if np.isnan(value) else float(value) for value in y]
+    return [None if np.isnan(value) else spec.classes[int(value)] for value in y]
+
+
 def _run(jobs: list[Path]) -> None:
     if not jobs:
         return
-    # Its own process group settings aside, the child gets no secrets: only what Python needs.
+    # The child gets no secrets: only what Python needs.
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
     env = {name: os.environ[name] for name in kept if name in os.environ}
     command = [sys.executable, "-m", "monitor.report", *map(str, jobs)]

@@ -54,7 +54,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
     facts = checks.ModelFacts(
         version=version.version,
         registered=baseline.created,
-        promoted=_promoted(service, version),
+        promoted=_promoted(service, version, at),
     )
     return checks.run_check(baseline, reference, evidence, history, facts, settings, at=at)
 
@@ -121,7 +121,7 @@ def decide(
         result,
         settings,
         trained_until=baseline.trained_until,
-        promoted=_promoted(service, champion),
+        promoted=_promoted(service, champion, at),
         rollback=_watch(service, champion, at),
         at=at,
     )
@@ -199,10 +199,10 @@ def _context(
     return msgspec.structs.replace(context, done=_done(decision), cost=_cost(decision))
 
 
-def _promoted(service: Service, version: Version) -> datetime | None:
+def _promoted(service: Service, version: Version, at: datetime) -> datetime | None:
     table = schema.promotions
     query = sa.select(sa.func.max(table.c.at)).where(
-        table.c.model == version.model, table.c.version == version.version
+        table.c.model == version.model, table.c.version == version.version, table.c.at <= at
     )
     with service.ledger.read() as tx:
         moment: datetime | None = tx.scalar(query)

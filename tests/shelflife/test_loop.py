@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from shop import NOW, ask, customers
 
 from core import schema
+from core.errors import NotFound
 from core.settings import RetrainSettings
 from monitor.alert import incidents
 from registry.loading import load_estimator
@@ -188,6 +189,27 @@ def test_a_check_of_the_past_is_what_it_was(service: Service, champion: Version)
     ask_later = customers(100, seed=9, start=NOW + 11 * DAYS)
     ask(service, "1", ask_later, load_estimator(service.registry.fetch(champion)))
     assert measure(service, champion, at=at) == then.check
+
+
+def test_a_check_of_the_past_is_of_the_champion_of_then(
+    service: Service, champion: Version, model: object, frame: pd.DataFrame
+) -> None:
+    live(service, champion, 10, turned=True)
+    at = NOW + 5 * DAYS
+    then = tick(service, "shop", at=at)
+    assert then is not None
+    register(
+        "shop", model, reference=frame, target="bought", time="at", id="id", service=service,
+        promote=True, now=at,
+    )  # fmt: skip
+    service.registry.set_alias("shop", "champion", "1")  # nobody has noticed yet
+    again = actions.check_now(service, "shop", at=at, record=False)
+    assert again.check == then.check
+    with service.ledger.read() as tx:
+        kinds = tx.scalars(sa.select(schema.promotions.c.kind)).all()
+    assert kinds == ["first", "forced"]  # looking back recorded nothing
+    with pytest.raises(NotFound, match="no version was the champion at"):
+        actions.check_now(service, "shop", at=NOW - DAYS, record=False)
 
 
 def test_no_champion_means_no_check(service: Service) -> None:

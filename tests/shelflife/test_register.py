@@ -68,6 +68,15 @@ def test_a_regression_of_ones_own_from_a_file(service: Service, tmp_path: Path) 
     assert 0.6 < baseline.expected.value < 1.0  # E|N(0,1)| = 0.80
 
 
+def test_equal_rows_are_all_kept_and_a_repeat_adds_none(service: Service) -> None:
+    frame = pd.DataFrame({"x": [0.0, 1.0] * 100})
+    frame["y"] = frame["x"] * 2
+    estimator = LinearRegression().fit(frame[["x"]], frame["y"])
+    for _ in range(2):
+        register("twins", estimator, reference=frame, target="y", service=service)
+    assert service.log.counts("twins").predictions == len(frame)
+
+
 def test_held_out_rows_are_scored_directly(service: Service) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.normal(size=300), "kind": rng.choice(["a", "b", "c"], 300)})
