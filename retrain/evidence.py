@@ -110,7 +110,8 @@ def record(
 def _runs(tx: sa.Connection, model: str, at: datetime) -> Sequence[Any]:
     """The model's runs, newest first; an unfinished one whenever it started."""
     table = schema.runs
-    known = sa.or_(table.c.started <= at, table.c.active.is_not(None))
+    # Before `at`: looked at again, a decision must not find the run that it started itself.
+    known = sa.or_(table.c.started < at, table.c.active.is_not(None))
     query = sa.select(table).where(table.c.model == model, known)
     return tx.execute(query.order_by(table.c.started.desc(), table.c.id)).all()
 
@@ -121,7 +122,7 @@ def _history(
     """Checks of this version that measured a loss, and the most labelled rows one of them had."""
     table = schema.checks
     query = sa.select(table.c.at, table.c.value, table.c.expected, table.c.labelled).where(
-        table.c.model == model, table.c.version == version, table.c.at <= at
+        table.c.model == model, table.c.version == version, table.c.at < at
     )
     rows = tx.execute(query.order_by(table.c.at)).all()
     measured = [

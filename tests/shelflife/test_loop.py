@@ -83,6 +83,8 @@ def test_decay_is_told_answered_and_over(service: Service, champion: Version) ->
     assert any("started" in text for text in texts)
     assert any("promoted" in text for text in texts)
     assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
+    again = actions.check_now(service, "shop", at=at, record=False)
+    assert (again.check, again.decision) == (found.check, found.decision)
 
 
 @pytest.mark.postgres
