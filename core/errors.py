@@ -3,9 +3,11 @@
     ShelflifeError
     ├── SettingsError        the YAML file is wrong: key, value, what was expected, line
     ├── InputError           a caller's data is wrong: field, value, what was expected
-    │   └── TooLarge         ... and too big to be read at all
+    │   ├── TooLarge         ... and too big to be read at all
+    │   └── Unsupported      ... and in a format that nobody here reads
     ├── NotFound             a model, version, incident or run that does not exist
     ├── NotReady             it exists, but cannot answer yet
+    │   └── Busy             too much is under way; the same request will do later
     ├── CorruptSegment       a sealed file does not match its recorded hash
     ├── RegistryError        MLflow could not do or say what was asked
     │   ├── UntrustedArtifact  loading it would run code nobody allowed
@@ -57,6 +59,10 @@ class TooLarge(InputError):
     """A body over the size limit; refused before it is read."""
 
 
+class Unsupported(InputError):
+    """A media type or content encoding that is not read here."""
+
+
 class NotFound(ShelflifeError):
     """Something asked for by name does not exist."""
 
@@ -67,6 +73,10 @@ class NotFound(ShelflifeError):
 
 class NotReady(ShelflifeError):
     """It exists but cannot answer yet; asking again later is right."""
+
+
+class Busy(NotReady):
+    """Nothing was done because too much is under way, or a store cannot commit at the moment."""
 
 
 class CorruptSegment(ShelflifeError):

@@ -163,6 +163,11 @@ class Serving:
             counters=self._writer.totals(), log_waiting=self._writer.waiting, models=models
         )
 
+    def count(self, model: str, name: str, by: int = 1) -> None:
+        """Add to a counter of `metrics`; it reaches the ledger within seconds."""
+        if by:
+            self._writer.count(model, name, by)
+
     # --- the data path -----------------------------------------------------------------------
 
     async def infer(self, request: Request) -> Response:
@@ -258,7 +263,9 @@ async def http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     detail = getattr(error, "detail", type(error).__name__)
     path = shown(request.url.path)
-    return _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found = _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found.headers.update(getattr(error, "headers", None) or {})  # Allow, which a 405 must have
+    return found
 
 
 def build(
