@@ -2,8 +2,8 @@
 
 A few bytes may declare a million rows, or a compressed buffer that unfolds to gigabytes. The
 message headers say both: each is walked here (flatbuffers, by hand: offsets and vtables) and
-refused if what it declares is more than the limits allow. What a header says of the body is pyarrow's to
-check; only amounts are looked at.
+refused if what it declares is more than the limits allow. What a header says of the body is
+pyarrow's to check; only amounts are looked at.
 
 Source: Arrow columnar format, "Serialization and Interprocess Communication", and
 format/Message.fbs, https://arrow.apache.org/docs/format/Columnar.html.

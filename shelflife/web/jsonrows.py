@@ -126,8 +126,6 @@ def _slowly(elements: Iterator[Any], kind: type[Row], name: str) -> Found[Row]:
     found, problems = list[tuple[int, Row]](), list[Problem]()
     for position, value in enumerate(elements):
         try:
-            if isinstance(value, Refused):
-                raise value
             found.append((position, _convert(value, kind)))
         except InputError as error:
             problems.append(problem(position, error, at=f"{name}[{position}]"))
@@ -135,9 +133,9 @@ def _slowly(elements: Iterator[Any], kind: type[Row], name: str) -> Found[Row]:
 
 
 def _convert(value: Any, kind: type[Row]) -> Row:
+    _walk(value)
     if not isinstance(value, dict):
         raise Refused("type", "row", value, "an object")
-    _walk(value)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -248,7 +246,7 @@ def _elements(body: bytes, name: str, most: int) -> Iterator[Any]:
     start = re.compile(
         r'[ \t\r\n]*\{[ \t\r\n]*"(?:[^"\\]|\\.){0,100}"[ \t\r\n]*:[ \t\r\n]*\['
     ).match(whole)
-    if start is None or not re.match(rf'\s*\{{\s*"{name}"', whole):
+    if start is None or not re.match(rf'[ \t\r\n]*\{{[ \t\r\n]*"{name}"', whole):
         value = _value(body)
         _walk(value)
         if not isinstance(value, dict):
