@@ -31,6 +31,7 @@ from core.settings import IngestSettings, ModelSettings, Settings
 from core.spec import Feature, ModelSpec
 from registry.loading import save_estimator
 from serving import deploy
+from serving.store import pointers
 from shelflife import server
 from shelflife.service import Service
 
@@ -126,6 +127,10 @@ class Web:
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.client.post(path, **options)
 
+    def wait_until_ready(self) -> None:
+        while self.client.get("/v2/health/ready").status_code != 200:
+            time.sleep(0.01)
+
     def rows(self, model: str = "shop") -> list[dict[str, Any]]:
         """The hot rows of a model, in order of arrival, read straight from the table."""
         table = schema.predictions
@@ -151,7 +156,8 @@ def run(prepared: Path) -> Run:
     def running(home: Path, ledger: str = "", **options: Any) -> Iterator[Web]:
         if not (home / "serving").exists():
             shutil.copytree(prepared / "serving", home / "serving")
-            _describe(home, KINDS)
+            if not options.pop("alone", False):
+                _describe(home, KINDS)
         models = {"shop": ModelSettings(sample_rate=options.pop("sample_rate", 1.0))}
         settings = Settings(
             home=str(home), ledger=ledger, models=models, ingest=IngestSettings(**options)
@@ -159,7 +165,7 @@ def run(prepared: Path) -> Run:
         service = Service(settings, folder=home)
         with service.ledger.write() as tx:
             if tx.execute(schema.promotions.select()).first() is None:
-                for model in ("shop", "elsewhere"):
+                for model in sorted(path.stem for path in pointers(home).iterdir()):
                     promotion = schema.promotions.insert().values(
                         model=model, version="1", kind="first", at=PROMOTED, by="test", sha256="0"
                     )
@@ -190,6 +196,14 @@ def run(prepared: Path) -> Run:
 def web(run: Run, tmp_path: Path) -> Iterator[Web]:
     """A server over an empty SQLite ledger."""
     with run(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def ready_web(run: Run, tmp_path: Path) -> Iterator[Web]:
+    """A server of which every model is warm: `shop` alone."""
+    with run(tmp_path, alone=True) as found:
+        found.wait_until_ready()
         yield found
 
 
