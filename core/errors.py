@@ -4,6 +4,7 @@
     ├── SettingsError        the YAML file is wrong: key, value, what was expected, line
     ├── InputError           a caller's data is wrong: field, value, what was expected
     │   ├── TooLarge         ... and too big to be read at all
+    │   ├── TooSlow          ... and did not come in time
     │   └── Unsupported      ... and in a format that nobody here reads
     ├── NotFound             a model, version, incident or run that does not exist
     ├── NotReady             it exists, but cannot answer yet
@@ -57,6 +58,10 @@ class InputError(ShelflifeError):
 
 class TooLarge(InputError):
     """A body over the size limit; refused before it is read."""
+
+
+class TooSlow(InputError):
+    """A body that did not come in time."""
 
 
 class Unsupported(InputError):

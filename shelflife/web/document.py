@@ -15,6 +15,7 @@ STATUS = {
     409: "The request does not fit the state of things.",
     413: "The body is too large, or decompresses to too much.",
     415: "A media type or content encoding that is not read here.",
+    500: "The model raised on rows that fit its spec, or answered what is no number.",
     503: "Not ready, too busy, or the store cannot commit; nothing was written; send it again.",
 }
 

@@ -23,6 +23,7 @@ from core.errors import (
     NotReady,
     ShelflifeError,
     TooLarge,
+    TooSlow,
     Unsupported,
 )
 from shelflife.web.limits import Limits, plain
@@ -35,10 +36,6 @@ _UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _RETRY_AFTER = "1"  # seconds
 _SHARE = 4  # bodies of the largest size that may be under way at once
 _PIECE = 1 << 16
-
-
-class Slow(ShelflifeError):
-    """The caller did not send its body in time."""
 
 
 def edge(handler: Handler) -> Handler:
@@ -75,11 +72,11 @@ def status_of(error: ShelflifeError) -> int:
 
 _STATUS: tuple[tuple[type[ShelflifeError], int], ...] = (
     (TooLarge, 413),
+    (TooSlow, 408),
     (Unsupported, 415),
     (InputError, 400),
     (NotFound, 404),
     (NotReady, 503),
-    (Slow, 408),
 )
 
 
@@ -113,7 +110,7 @@ class Bodies:
             TooLarge: the body, or what it decompresses to, is over the limit.
             Unsupported: a content encoding other than gzip, zstd and identity.
             Busy: too many bytes are under way.
-            Slow: it took too long to come.
+            TooSlow: it took too long to come.
             InputError: damaged compression.
         """
         held = 0
@@ -149,8 +146,8 @@ class Bodies:
                     hold(len(piece))
                     body += piece
         except TimeoutError:
-            limit = self.limits.read_within
-            raise Slow(f"the body did not come within {limit:g} s; nothing was written") from None
+            expected = f"all of it within {self.limits.read_within:g} s; nothing was written"
+            raise TooSlow("body", f"{len(body)} bytes", expected) from None
         return bytes(body)
 
 

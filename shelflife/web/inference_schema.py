@@ -88,6 +88,7 @@ def paths() -> Json:
                     404,
                     408,
                     413,
+                    500,
                     503,
                     requestBody={"required": True, "content": body},
                 ),

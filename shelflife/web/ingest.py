@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.errors import InputError, TooLarge, Unsupported
+from core.errors import InputError, TooLarge, TooSlow, Unsupported
 from core.settings import Settings
 from monitor.log.records import Label, LabelReceipt, Prediction, SampleLog
 from monitor.log.sample import kept
@@ -159,7 +159,7 @@ class Ingest:
         )
 
 
-_REASONS = {TooLarge: "too_large", Unsupported: "unsupported"}
+_REASONS = {TooLarge: "too_large", TooSlow: "too_slow", Unsupported: "unsupported"}
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from core.errors import InputError, shown
 from core.settings import Settings, span
-from core.times import EPOCH, iso, parse_time
+from core.times import parse_time, plausible
 from shelflife.web.wire import Problem
 
 MAX_ID = 256  # characters, as the log's keys
@@ -19,6 +19,7 @@ MAX_VERSION = 64
 MAX_LABEL = 10_000  # characters of a label
 MAX_COLUMNS = 20_000  # of an Arrow body
 MAX_PROBLEMS = 100  # refusals that an answer lists
+_TIME = 64  # characters of a time
 _SHOWN = 200  # characters of a value that an answer repeats
 
 
@@ -101,33 +102,20 @@ def printable(given: str) -> bool:
 def moment(given: str, field: str, now: datetime, future: timedelta) -> datetime:
     """An event time: ISO 8601, UTC when it names no zone, since 1970 and not ahead of our clock.
 
-    A time ahead of the clock by at most `future` is kept as it is (clocks differ a little); a later
-    one would sit in windows that are not over yet, so it is refused, not bent to now.
-
     Raises:
-        Refused: it is not such a time.
+        Refused: it is not such a time; see `core.times.plausible`.
     """
-    if len(given) > 64:
+    if len(given) > _TIME:
         raise Refused("time", field, given, "an ISO 8601 time such as 2026-01-31T08:00:00Z")
     try:
         found = parse_time(given, field=field)
     except InputError as error:
         raise Refused("time", error.field, error.value, error.expected) from None
-    return bounded(found, field, now, future)
-
-
-def bounded(found: datetime, field: str, now: datetime, future: timedelta) -> datetime:
-    """A moment between 1970 and a little after now.
-
-    Raises:
-        Refused: it lies elsewhere.
-    """
-    if found > now + future:
-        expected = f"at most {iso(now + future)} ({future} ahead of our clock)"
-        raise Refused("future", field, iso(found), expected)
-    if found < EPOCH:
-        raise Refused("past", field, iso(found), f"{iso(EPOCH)} or later")
-    return found
+    try:
+        return plausible(found, now=now, ahead=future, field=field)
+    except InputError as error:
+        reason = "past" if found < now else "future"
+        raise Refused(reason, error.field, error.value, error.expected) from None
 
 
 def first(problems: Iterable[Problem]) -> tuple[Problem, ...]:
