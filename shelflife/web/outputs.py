@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from core.spec import ModelSpec
 from shelflife.web.limits import Refused
 
@@ -32,6 +34,28 @@ def mapped(spec: ModelSpec, given: object, field: str = "outputs") -> dict[str, 
     if isinstance(given, list | tuple):
         return _listed(spec, given, field)
     return _single(spec, given, field)
+
+
+def columnwise(spec: ModelSpec, given: Sequence[object]) -> list[dict[str, float]]:
+    """What `mapped` makes of each, all at once, where all are plain and right; otherwise nothing.
+
+    Plain means the spec's own outputs by name, as floats.
+    """
+    names = spec.outputs
+    wanted = set(names)
+    if not given or not all(type(each) is dict and each.keys() == wanted for each in given):
+        return []
+    columns = [[each[name] for each in given] for name in names]  # type: ignore[index]
+    if any(set(map(type, column)) != {float} for column in columns):
+        return []
+    numbers = np.array(columns)
+    if not np.isfinite(numbers).all():
+        return []
+    if spec.task != "regression":
+        whole = spec.task == "binary" or (np.abs(numbers.sum(axis=0) - 1) <= _SUM).all()
+        if not whole or numbers.min() < 0 or numbers.max() > 1:
+            return []
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _named(spec: ModelSpec, given: Mapping[str, object], field: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct
 from core.errors import InputError, shown
 from core.spec import ModelSpec, Scalar
 from core.times import micros
-from monitor.log.records import Prediction, Role
+from monitor.log.records import Prediction
 from serving.columns import DATATYPE, column
 from shelflife.web.limits import (
     MAX_SOURCE,
@@ -30,7 +30,7 @@ from shelflife.web.limits import (
     moment,
     problem,
 )
-from shelflife.web.outputs import mapped
+from shelflife.web.outputs import columnwise, mapped
 from shelflife.web.wire import PredictionIn, Problem, text
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -83,13 +83,15 @@ def assemble(given: Sequence[Numbered], context: Context, *, at: str = "predicti
             problems[position] = problem(position, error, at=f"{at}[{position}]")
     good = [each for each in given if each[0] not in problems]
     inputs = _inputs(context.spec, good, problems, at)
-    repeats: Counter[bytes] = Counter()
+    outputs = columnwise(context.spec, [row.outputs for _, row in good])
+    maker = _Maker(context)
     rows, ids, derived = list[Prediction](), dict[int, str](), False
-    for (position, row), values in zip(good, inputs, strict=True):
+    for i, (position, row) in enumerate(good):
         if position in problems:
             continue
         try:
-            made, is_derived = _row(context, position, row, values, repeats)
+            answered = outputs[i] if outputs else mapped(context.spec, row.outputs)
+            made, is_derived = maker.make(position, row, inputs[i], answered)
         except InputError as error:
             problems[position] = problem(position, error, at=f"{at}[{position}]")
             continue
@@ -141,63 +143,84 @@ def _inputs(
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _row(
-    context: Context,
-    position: int,
-    row: PredictionIn,
-    inputs: dict[str, Scalar],
-    repeats: Counter[bytes],
-) -> tuple[Prediction, bool]:
-    spec, now = context.spec, context.now
-    outputs = mapped(spec, row.outputs)
-    given = text(row.time)
-    time = moment(given, "time", now, context.future) if given else now
-    source = identifier(text(row.source) or context.source, "source", MAX_SOURCE)
-    version = text(row.version)
-    role: Role = "champion" if row.role is UNSET else row.role
-    event = text(row.event_id)
-    if event:
-        identifier(event, "event_id")
-    identity = text(row.id) or event
-    derived = not identity
-    if derived:
-        identity = _derived(context, position, row, time, repeats)
-    return (
-        Prediction(
-            model=spec.name,
-            id=identifier(identity, "id"),
-            version=identifier(version, "version", MAX_VERSION)
-            if version
-            else context.promotions.at(time),
+class _Maker:
+    """Makes rows of the log of one request: what its rows have in common is worked out once."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._repeats: Counter[bytes] = Counter()
+        self._times: dict[str, tuple[datetime, str]] = {"": self._dated(context.now)}
+        self._sources: dict[str, str] = {}
+
+    def make(
+        self,
+        position: int,
+        row: PredictionIn,
+        inputs: dict[str, Scalar],
+        outputs: dict[str, float],
+    ) -> tuple[Prediction, bool]:
+        """The row, and whether its id had to be derived.
+
+        Raises:
+            Refused: an id, time, source or version that cannot be.
+        """
+        time, champion = self._time(text(row.time))
+        version, event = text(row.version), text(row.event_id)
+        if event:
+            identifier(event, "event_id")
+        identity = text(row.id) or event
+        derived = not identity
+        if derived:
+            identity = self._derived(position, row, time)
+        elif identity is not event:
+            identifier(identity, "id")
+        made = Prediction(
+            model=self._context.spec.name,
+            id=identity,
+            version=identifier(version, "version", MAX_VERSION) if version else champion,
             time=time,
             inputs=inputs,
             outputs=outputs,
-            role=role,
-            # Callers number their rows per model; two models may well use one id.
-            source=f"{source}/{spec.name}",
+            role="champion" if row.role is UNSET else row.role,
+            source=self._source(text(row.source)),
             event_id=event,
-        ),
-        derived,
-    )
+        )
+        return made, derived
 
+    def _dated(self, moment: datetime) -> tuple[datetime, str]:
+        return moment, self._context.promotions.at(moment)
 
-def _derived(
-    context: Context, position: int, row: PredictionIn, time: datetime, repeats: Counter[bytes]
-) -> str:
-    """An id for a row without one.
+    def _time(self, given: str) -> tuple[datetime, str]:
+        found = self._times.get(given)
+        if found is None:
+            found = self._dated(moment(given, "time", self._context.now, self._context.future))
+            self._times[given] = found
+        return found
 
-    With an idempotency key it is the key's, with a time it is the content's, so that the same
-    request sent again is a duplicate. With neither it is new each time: two customers may ask the
-    same, and losing one of them would be worse than keeping a repeat.
-    """
-    if context.key:
-        return _digest(context.key.encode(), str(position).encode())
-    if not text(row.time):
-        return uuid.uuid4().hex
-    content = _encode([context.spec.name, text(row.source), text(row.version), micros(time)])
-    content += _encode([row.inputs, row.outputs])
-    repeats[content] += 1
-    return _digest(content, str(repeats[content]).encode())
+    def _source(self, given: str) -> str:
+        found = self._sources.get(given)
+        if found is None:
+            source = identifier(given or self._context.source, "source", MAX_SOURCE)
+            # Callers number their rows per model; two models may well use one id.
+            found = self._sources[given] = f"{source}/{self._context.spec.name}"
+        return found
+
+    def _derived(self, position: int, row: PredictionIn, time: datetime) -> str:
+        """An id for a row without one.
+
+        With an idempotency key it is the key's, with a time it is the content's, so that the same
+        request sent again is a duplicate. With neither it is new each time: two customers may ask
+        the same, and losing one of them would be worse than keeping a repeat.
+        """
+        context = self._context
+        if context.key:
+            return _digest(context.key.encode(), str(position).encode())
+        if not text(row.time):
+            return uuid.uuid4().hex
+        content = _encode([context.spec.name, text(row.source), text(row.version), micros(time)])
+        content += _encode([row.inputs, row.outputs])
+        self._repeats[content] += 1
+        return _digest(content, str(self._repeats[content]).encode())
 
 
 def _digest(*parts: bytes) -> str:

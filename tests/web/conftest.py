@@ -199,6 +199,13 @@ def web(run: Run, tmp_path: Path) -> Iterator[Web]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def shared_web(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """One server for all tests of a file that look only at answers, or at ids of their own."""
+    with run(tmp_path_factory.mktemp("shared")) as found:
+        yield found
+
+
 @pytest.fixture
 def ready_web(run: Run, tmp_path: Path) -> Iterator[Web]:
     """A server of which every model is warm: `shop` alone."""

@@ -50,11 +50,8 @@ def test_every_reference_leads_somewhere() -> None:
     assert used <= names
 
 
-@pytest.mark.parametrize(("mode", "examples"), [("positive", 6), ("negative", 2)])
-def test_schemathesis_finds_no_lie(
-    ready_web: Any, mode: str, examples: int, tmp_path: Path
-) -> None:
-    _ask(ready_web, mode, FUZZING or str(examples), tmp_path)
+def test_schemathesis_finds_no_lie(ready_web: Any, tmp_path: Path) -> None:
+    _ask(ready_web, FUZZING or "3", tmp_path)
 
 
 @pytest.mark.postgres
@@ -64,15 +61,15 @@ def test_schemathesis_finds_no_lie_on_postgres(
 ) -> None:
     with run(tmp_path, postgres_database, alone=True) as web:
         web.wait_until_ready()
-        _ask(web, "all", FUZZING, tmp_path)
+        _ask(web, FUZZING, tmp_path)
 
 
-def _ask(web: Any, mode: str, examples: str, folder: Path) -> None:
+def _ask(web: Any, examples: str, folder: Path) -> None:
     body = {"by": "x"}
     assert web.post("/api/v1/models/shop/actions/check", json=body).status_code == 202
     command = [
         sys.executable, "-m", "schemathesis.cli", "run",
-        f"http://127.0.0.1:{web.port}/openapi.json", "--checks", CHECKS, "--mode", mode,
+        f"http://127.0.0.1:{web.port}/openapi.json", "--checks", CHECKS, "--mode", "all",
         "--max-examples", examples, "--seed", SEED, "--no-shrink", "--phases",
         "examples,coverage,fuzzing", "--suppress-health-check", "all", "--warnings", "off",
         "--continue-on-failure", "--no-color",
@@ -82,5 +79,4 @@ def _ask(web: Any, mode: str, examples: str, folder: Path) -> None:
         command, capture_output=True, text=True, check=False, env=environment, cwd=folder
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
-    if mode != "negative":  # it did get through to the log
-        assert web.service.log.counts("shop").predictions > 0
+    assert web.service.log.counts("shop").predictions > 0  # it did get through to the log
