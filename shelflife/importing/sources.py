@@ -295,11 +295,12 @@ class Query:
         engine = sa.create_engine(self._url)
         try:
             with engine.connect().execution_options(stream_results=True) as connection:
-                result = connection.execute(sa.text(self._text).execution_options(yield_per=BATCH))
-                where = [list(result.keys()).index(name) for name in names]
-                for part in result.partitions(BATCH):
-                    columns = list(zip(*part, strict=True))
-                    yield {n: list(columns[i]) for n, i in zip(names, where, strict=True)}
+                text = sa.text(self._text).execution_options(yield_per=BATCH)
+                with connection.execute(text) as result:
+                    where = [list(result.keys()).index(name) for name in names]
+                    for part in result.partitions(BATCH):
+                        columns = list(zip(*part, strict=True))
+                        yield {n: list(columns[i]) for n, i in zip(names, where, strict=True)}
         except sa.exc.SQLAlchemyError as error:
             raise self._failed(error) from None
         finally:
@@ -313,8 +314,11 @@ class Query:
         except (sa.exc.SQLAlchemyError, ImportError) as error:
             raise self._failed(error) from None
         try:
-            with engine.connect().execution_options(stream_results=True) as connection:
-                return use(connection.execute(sa.text(self._text)))
+            with (
+                engine.connect().execution_options(stream_results=True) as connection,
+                connection.execute(sa.text(self._text)) as result,
+            ):
+                return use(result)
         except sa.exc.SQLAlchemyError as error:
             raise self._failed(error) from None
         finally:

@@ -67,7 +67,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def service(here: Path) -> Service:
+def store(here: Path) -> Service:
     return Service.open(here / "shelflife.yaml")
 
 
@@ -85,11 +85,11 @@ def table(n: int = 100) -> pd.DataFrame:
     )
 
 
-def content(service: Service) -> list[tuple]:
+def content(store: Service) -> list[tuple]:
     """Everything the log and the labels hold of the model, sorted; without receipts."""
-    rows = service.log.read("m", roles=("champion", "history"))
+    rows = store.log.read("m", roles=("champion", "history"))
     frame = pd.concat([rows.meta, rows.inputs, rows.outputs], axis=1)
-    with service.ledger.read() as tx:
+    with store.ledger.read() as tx:
         said = tx.execute(
             sa.select(schema.labels.c.prediction_id, schema.labels.c.time, schema.labels.c.value)
         ).all()
@@ -98,7 +98,7 @@ def content(service: Service) -> list[tuple]:
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "csv.gz", "tsv"])
 def test_rows_and_labels_arrive_as_they_stand_there(
-    here: Path, run: Run, service: Service, kind: str
+    here: Path, run: Run, store: Service, kind: str
 ) -> None:
     frame = table()
     if kind == "parquet":
@@ -112,22 +112,22 @@ def test_rows_and_labels_arrive_as_they_stand_there(
         "unlabelled": 0, "rejected": 0, "bad_labels": 0,
     }  # fmt: skip
     assert "time: time (guessed)" in err
-    rows = service.log.read("m")
+    rows = store.log.read("m")
     assert rows.meta["id"].tolist() == frame["id"].tolist()
     assert rows.meta["time"].tolist() == frame["time"].tolist()
     assert rows.inputs["x"].tolist() == pytest.approx(frame["x"].tolist())
     assert rows.inputs["plan"].tolist() == frame["plan"].tolist()
     assert rows.outputs["prediction"].tolist() == pytest.approx(frame["prediction"].tolist())
     assert rows.meta["label"].tolist() == pytest.approx(frame["y"].tolist())
-    before = content(service)
+    before = content(store)
     for again in ((), ("--again",)):
         code, found, _ = run(f"rows.{kind}", *again)
         assert (code, found["total"]["logged"]) == (0, 0)
         assert found["sources"][0]["skipped"] is (not again)
-        assert content(service) == before
+        assert content(store) == before
 
 
-def test_what_the_options_say(here: Path, run: Run, service: Service) -> None:
+def test_what_the_options_say(here: Path, run: Run, store: Service) -> None:
     frame = table(4).rename(columns={"id": "key", "time": "asked", "y": "paid", "x": "a b"})
     frame["seen"] = frame["asked"] + pd.Timedelta(days=3)
     frame["who"] = ["3", "4", "3", "4"]
@@ -139,7 +139,7 @@ def test_what_the_options_say(here: Path, run: Run, service: Service) -> None:
         "--ignore", "prediction", "--role", "champion",
     )  # fmt: skip
     assert code == 0, err
-    rows = service.log.read("m")
+    rows = store.log.read("m")
     assert rows.meta["version"].tolist() == ["3", "4", "3", "4"]
     assert rows.meta["label_time"].tolist() == frame["seen"].tolist()
     assert list(rows.inputs.columns) == ["ab", "plan"]
@@ -147,24 +147,22 @@ def test_what_the_options_say(here: Path, run: Run, service: Service) -> None:
     assert "(guessed)" not in err
 
 
-def test_history_needs_no_answers_and_labels_no_rows(
-    here: Path, run: Run, service: Service
-) -> None:
+def test_history_needs_no_answers_and_labels_no_rows(here: Path, run: Run, store: Service) -> None:
     table(10)[["id", "time", "x"]].to_csv("history.csv", index=False)
     code, _, err = run("history.csv")
     assert code == 0, err
     assert "role: history (no outputs)" in err
-    assert len(service.log.read("m", roles=("history",))) == 10
+    assert len(store.log.read("m", roles=("history",))) == 10
     labels = table(12)[["id", "y", "time"]].assign(time="2026-02-01T00:00:00+01:00")
     labels.to_csv("labels.csv", index=False)
     code, found, _ = run("labels.csv")
     assert (code, found["total"]["labels"], found["total"]["unknown_labels"]) == (0, 10, 2)
-    meta = service.log.read("m", roles=("history",)).meta
+    meta = store.log.read("m", roles=("history",)).meta
     assert meta["label_time"].tolist() == [pd.Timestamp("2026-01-31T23:00Z")] * 10
 
 
 def test_without_an_id_the_content_and_the_row_are_the_id(
-    here: Path, run: Run, service: Service
+    here: Path, run: Run, store: Service
 ) -> None:
     frame = table(25).drop(columns="id")
     frame.to_parquet("a.parquet", row_group_size=10)
@@ -172,7 +170,7 @@ def test_without_an_id_the_content_and_the_row_are_the_id(
     (here / "copy.parquet").write_bytes((here / "a.parquet").read_bytes())
     code, found, _ = run("copy.parquet")  # the same content under another name
     assert (code, found["total"]["logged"]) == (0, 0)
-    ids = service.log.read("m").meta["id"]
+    ids = store.log.read("m").meta["id"]
     assert ids.is_unique
     assert ids[3].endswith("-3")
 
@@ -192,7 +190,7 @@ h,2026-01-01T00:00:00Z,1.5,
 """
 
 
-def test_bad_rows_are_counted_and_written_down(here: Path, run: Run, service: Service) -> None:
+def test_bad_rows_are_counted_and_written_down(here: Path, run: Run, store: Service) -> None:
     (here / "bad.csv").write_bytes(BAD.encode() + b"k\xff,2026-01-01T00:00:00Z,1.5,3\n")
     code, found, _ = run("bad.csv")
     assert code == cli.REJECTED
@@ -213,7 +211,7 @@ def test_bad_rows_are_counted_and_written_down(here: Path, run: Run, service: Se
     assert len(pd.read_csv(found["sources"][0]["rejects"])) == 8
 
 
-def test_a_dry_run_shows_and_writes_nothing(here: Path, run: Run, service: Service) -> None:
+def test_a_dry_run_shows_and_writes_nothing(here: Path, run: Run, store: Service) -> None:
     (here / "bad.csv").write_text(BAD)
     code, found, _ = run("bad.csv", "--dry-run")
     [one] = found
@@ -221,8 +219,8 @@ def test_a_dry_run_shows_and_writes_nothing(here: Path, run: Run, service: Servi
     assert one["mapping"]["time"] == "time"
     assert one["problems"]["prediction: expected a finite number"] == 1
     assert one["predictions"] == 3
-    assert service.log.counts("m").predictions == 0
-    with service.ledger.read() as tx:
+    assert store.log.counts("m").predictions == 0
+    with store.ledger.read() as tx:
         assert tx.execute(sa.select(schema.imports)).all() == []
 
 
@@ -251,12 +249,18 @@ sys.exit(cli.main(["import", "--model", "m", sys.argv[3]]))
 
 
 @pytest.mark.parametrize(
-    ("name", "when"),
-    [("append", 1), ("append", 5), ("append_labels", 3), ("_keep", 4), ("seal", 1)],
+    ("kind", "name", "when"),
+    [
+        ("parquet", "append", 1),
+        ("parquet", "append_labels", 3),
+        ("parquet", "_keep", 4),
+        ("parquet", "seal", 1),
+        ("csv", "append", 5),
+        ("csv", "_keep", 4),
+    ],
 )
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_killed_anywhere_it_goes_on_to_the_same_end(
-    here: Path, service: Service, run: Run, monkeypatch: pytest.MonkeyPatch,
+    here: Path, store: Service, run: Run, monkeypatch: pytest.MonkeyPatch,
     kind: str, name: str, when: int,
 ) -> None:  # fmt: skip
     frame = table(480)
@@ -280,19 +284,19 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(
     # Killed before its first position was kept, it starts anew; killed after the last, it is done.
     assert (one["resumed_at"] > 0) is ((name, when) not in [("append", 1), ("seal", 1)])
     assert one["skipped"] is (name == "seal")
-    rows = service.log.read("m")
+    rows = store.log.read("m")
     assert sorted(rows.meta["id"]) == sorted(set(frame["id"]) - {"r3", "r120", "r300"})
     assert rows.meta["label"].notna().all()
-    labels = service.log.counts("m").labels
+    labels = store.log.counts("m").labels
     assert labels == 477
 
 
-def test_the_same_import_twice_at_once_is_refused(here: Path, service: Service, run: Run) -> None:
+def test_the_same_import_twice_at_once_is_refused(here: Path, store: Service, run: Run) -> None:
     import fcntl
 
     table().to_parquet("rows.parquet")
     assert run("rows.parquet")[0] == 0
-    [lock] = (service.home / "imports").iterdir()
+    [lock] = (store.home / "imports").iterdir()
     with lock.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, _, err = run("rows.parquet", "--again")
@@ -300,7 +304,7 @@ def test_the_same_import_twice_at_once_is_refused(here: Path, service: Service, 
     assert "another process" in err
 
 
-def test_a_correction_survives_the_import_run_again(here: Path, service: Service, run: Run) -> None:
+def test_a_correction_survives_the_import_run_again(here: Path, store: Service, run: Run) -> None:
     from monitor.log.records import Label
 
     table(3).assign(seen="2026-02-01").rename(columns={"seen": "label_time"}).to_csv(
@@ -309,12 +313,12 @@ def test_a_correction_survives_the_import_run_again(here: Path, service: Service
     run("rows.csv")
     moment = datetime(2026, 2, 1, tzinfo=UTC)
     correction = Label(model="m", id="r1", value=99.0, time=moment)
-    service.log.append_labels([correction], received=datetime.now(UTC))
+    store.log.append_labels([correction], received=datetime.now(UTC))
     run("rows.csv", "--again")
-    assert service.log.read("m").meta["label"].tolist()[1] == 99.0
+    assert store.log.read("m").meta["label"].tolist()[1] == 99.0
 
 
-def test_many_files_globs_and_urls(here: Path, service: Service, run: Run) -> None:
+def test_many_files_globs_and_urls(here: Path, store: Service, run: Run) -> None:
     frame = table(30)
     for i in range(3):
         frame.iloc[i * 10 : i * 10 + 10].to_parquet(f"part-{i}.parquet")
@@ -324,10 +328,10 @@ def test_many_files_globs_and_urls(here: Path, service: Service, run: Run) -> No
     code, found, err = run("part-*.parquet", "part-1.parquet", "memory://feed/*.gz")
     assert code == 0, err
     assert [each["counts"]["logged"] for each in found["sources"]] == [10, 10, 10, 5]
-    assert len(service.log.read("m")) == 35
+    assert len(store.log.read("m")) == 35
 
 
-def test_a_query_is_streamed_and_idempotent(here: Path, service: Service, run: Run) -> None:
+def test_a_query_is_streamed_and_idempotent(here: Path, store: Service, run: Run) -> None:
     with sqlite3.connect("warehouse.db") as db:
         table(50).astype({"time": str}).to_sql("asked", db, index=False)
     db.close()
@@ -341,7 +345,7 @@ def test_a_query_is_streamed_and_idempotent(here: Path, service: Service, run: R
     assert (found["total"]["logged"], found["total"]["repeated"]) == (1, 48)
     code, _, err = run("--sql", url, "SELECT time, x, prediction FROM asked")
     assert (code, "no stable number" in err) == (2, True)
-    code, _, err = run("--sql", url, "SELECT * FROM nothing")
+    code, _, err = run("--sql", url, "SELECT * FROM nosuch")
     assert (code, "no such table" in err) == (1, True)
     code, _, err = run("--sql", "env:NO_SUCH_URL", "SELECT 1")
     assert (code, "NO_SUCH_URL" in err) == (2, True)
@@ -349,7 +353,7 @@ def test_a_query_is_streamed_and_idempotent(here: Path, service: Service, run: R
 
 @pytest.mark.postgres
 def test_a_query_of_postgres_is_streamed(
-    here: Path, service: Service, run: Run, postgres_database: str, monkeypatch: pytest.MonkeyPatch
+    here: Path, store: Service, run: Run, postgres_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = sa.create_engine(postgres_database)
     with engine.begin() as tx:
@@ -358,7 +362,7 @@ def test_a_query_of_postgres_is_streamed(
     monkeypatch.setenv("WAREHOUSE", postgres_database)
     code, found, err = run("--sql", "env:WAREHOUSE", "SELECT * FROM asked ORDER BY time")
     assert (code, found["total"]["logged"], found["total"]["labels"]) == (0, 40, 40), err
-    assert service.log.read("m").meta["time"].tolist() == table(40)["time"].tolist()
+    assert store.log.read("m").meta["time"].tolist() == table(40)["time"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -495,11 +499,11 @@ def test_memory_stays_bounded(here: Path) -> None:
     assert peaks[1] - peaks[0] < 40
 
 
-def test_rows_of_other_sources_are_not_touched(here: Path, service: Service, run: Run) -> None:
+def test_rows_of_other_sources_are_not_touched(here: Path, store: Service, run: Run) -> None:
     other = Prediction(
         model="m", id="r1", version="1", time=NOW, inputs={"x": 1.0}, outputs={}, source="serving"
     )
-    service.log.append([other], received=NOW)
+    store.log.append([other], received=NOW)
     table(3).to_csv("rows.csv", index=False)
     assert run("rows.csv")[1]["total"]["logged"] == 3
-    assert len(service.log.read("m")) == 4
+    assert len(store.log.read("m")) == 4
