@@ -16,7 +16,7 @@ from shop import HOUR, NOW, ask, customers
 from core import schema
 from registry.loading import load_estimator
 from registry.versions import Version
-from shelflife import actions, commands, server
+from shelflife import Client, actions, commands, server
 from shelflife.scheduler import deploy_all
 from shelflife.service import Service
 
@@ -53,6 +53,11 @@ def test_labels_are_kept_known_and_unknown(client: httpx.Client, service: Servic
     assert service.log.counts("shop").unknown_labels == 1
     shown = client.get("/api/v1/models/shop").json()
     assert shown["log"]["unknown_labels"] == 1
+    with Client(str(client.base_url), model="shop") as theirs:  # the same from another service
+        theirs.label("s1-4", 1)
+        theirs.label("nobody", 1)
+    assert theirs.stats()["sent"] == 2
+    assert service.log.counts("shop").unknown_labels == 1
 
 
 @pytest.mark.parametrize(
