@@ -189,6 +189,7 @@ score_marks = Table(  # up to where each model's scores are
     Column("model", String(128), primary_key=True),
     _time("at"),  # of the newest check that scored
     _time("received", nullable=True),  # newest receipt of a row or label that it saw
+    _text("recent"),  # count and sum of the receipts of the hour before it: late commits change it
     Column("segment", Id, nullable=False),  # newest segment that it saw
     Column("width", BigInteger, nullable=False),  # microseconds
     Column("metric", String(32), nullable=False),

@@ -3,8 +3,8 @@
 `rescore` reads (the log and what was scored before), `record` writes in the caller's transaction,
 `listed` is for everybody. A tick calls the first two; repeating them changes nothing. Only windows
 that something happened to are read: a row or label received since, a label whose time has come, a
-segment that was sealed. Receipts within `_GRACE` of the last look are looked at again, because a
-writer may commit up to that long after the moment it stamped.
+segment that was sealed. A writer may commit after the moment it stamped; the receipts of the hour
+before the last look are counted and summed, and looked at again when that is another number.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from core import schema
 from core.ledger import Ledger, one_of
 from core.settings import ModelSettings, span
 from core.spec import Metric, ModelSpec
-from core.times import from_micros
+from core.times import from_micros, micros
 from monitor.log import hot
 from monitor.log.records import SampleLog
 from monitor.measure import windows
 from monitor.results import WindowScore
 
 HORIZON = 10  # check windows, and once the label delay, that scores reach back
-_GRACE = timedelta(seconds=30)
+_STALL = timedelta(hours=1)  # longest between a writer's stamp and its commit
 _DAY = timedelta(days=1)
 _FIELDS = [name for name in WindowScore.__struct_fields__]
 
@@ -44,6 +44,7 @@ class Rescored(Struct, frozen=True, kw_only=True):
     scores: tuple[WindowScore, ...]  # all there is of them
     changed: tuple[WindowScore, ...]  # those that differ from what was known
     received: datetime | None
+    recent: str
     segment: int
     anew: bool  # the width or the metric changed: nothing known holds
 
@@ -82,7 +83,7 @@ def rescore(
         if mark is not None and mark.at > at:
             return None
         anew = mark is None or mark.width != _step(width) or mark.metric != metric
-        received, segment = _marks(tx, model)
+        received, recent, segment = _marks(tx, model)
         if anew:
             starts = _between(since, at, width)
         else:
@@ -102,6 +103,7 @@ def rescore(
         scores=tuple(scores),
         changed=tuple(s for s in scores if known.get((s.start, s.version)) != s),
         received=received,
+        recent=recent,
         segment=segment,
         anew=anew,
     )
@@ -121,6 +123,7 @@ def record(tx: sa.Connection, ledger: Ledger, found: Rescored) -> None:
         .values(
             at=found.at,
             received=found.received,
+            recent=found.recent,
             segment=found.segment,
             width=_step(found.width),
             metric=found.metric,
@@ -194,15 +197,32 @@ def _between(first: datetime, last: datetime, width: timedelta) -> set[datetime]
     return found
 
 
-def _marks(tx: sa.Connection, model: str) -> tuple[datetime | None, int]:
-    """Newest receipt of a hot row or a label, and the newest segment."""
+def _marks(tx: sa.Connection, model: str) -> tuple[datetime | None, str, int]:
+    """Newest receipt of a hot row or a label, what `_recent` says of it, and the newest segment."""
     moments = [
         tx.scalar(sa.select(sa.func.max(table.c.received)).where(table.c.model == model))
         for table in (schema.labels, schema.predictions)
     ]
+    received = max((m for m in moments if m is not None), default=None)
     files = schema.segments.c
     segment = tx.scalar(sa.select(sa.func.max(files.id)).where(files.model == model))
-    return max((m for m in moments if m is not None), default=None), int(segment or 0)
+    return received, _recent(tx, model, received), int(segment or 0)
+
+
+def _recent(tx: sa.Connection, model: str, until: datetime | None) -> str:
+    """Count and sum of the receipts up to `_STALL` before a moment, of labels and hot rows."""
+    if until is None:
+        return ""
+    since, found = until - _STALL, []
+    for table in (schema.labels, schema.predictions):
+        # Counted from `since` on, the sum of a billion receipts fits into 64 bits.
+        offset = sa.type_coerce(table.c.received, sa.BigInteger) - micros(since)
+        query = sa.select(sa.func.count(), sa.func.sum(offset)).where(
+            table.c.model == model, table.c.received > since, table.c.received <= until
+        )
+        n, total = tx.execute(query).one()
+        found.append(f"{n}:{total or 0}")
+    return " ".join(found)
 
 
 def _touched(
@@ -210,7 +230,9 @@ def _touched(
 ) -> set[datetime]:
     """Starts of the windows that may not be what they were at the mark."""
     table, said, step = schema.predictions, schema.labels.c, _step(width)
-    after = mark.received - _GRACE if mark.received is not None else from_micros(0)
+    after = mark.received if mark.received is not None else from_micros(0)
+    if _recent(tx, model, mark.received) != mark.recent:
+        after -= _STALL
     bucket = sa.type_coerce(table.c.time, sa.BigInteger) // step
     fresh = sa.select(bucket).where(table.c.model == model, table.c.received > after)
     changed = (

@@ -9,6 +9,7 @@ microsecond the later of its batch, or else the greater JSON text.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
@@ -72,7 +73,11 @@ def _upsert(ledger: Ledger) -> Any:
 
 
 def _encode(value: object) -> str:
-    # The standard library writes NaN where msgspec would make it a missing label.
+    """JSON as the standard library writes it, NaN included; quicker for bare numbers."""
+    if type(value) is int:
+        return str(value)
+    if type(value) is float and math.isfinite(value):
+        return repr(value)
     return json.dumps(value.item() if hasattr(value, "item") else value)
 
 

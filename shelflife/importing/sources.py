@@ -122,7 +122,9 @@ class ParquetFile(_File):
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self._fs.open(self._path, "rb"), pre_buffer=False)
+            return pq.ParquetFile(
+                self._fs.open(self._path, "rb"), pre_buffer=False, buffer_size=_PIECE
+            )
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError("files", self.name, f"a Parquet file ({error})") from None
 

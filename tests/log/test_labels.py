@@ -318,3 +318,20 @@ def test_a_window_without_rows_has_no_score(log: InferenceLog) -> None:
     assert windows.combined([]) is None
     with log.ledger.read() as tx:
         assert tx.scalar(sa.select(sa.func.count()).select_from(schema.window_scores)) == 0
+
+
+def test_what_is_stamped_early_and_committed_late_is_seen(log: InferenceLog) -> None:
+    spec = spec_of("stall")
+    log.append([asked("stall", i, 0.5, T0 + i * DAY) for i in range(3)], received=T0)
+    keep(log.ledger, log, spec, at=T0 + 4 * DAY)
+    for i, stamped in ((1, T0 + HOUR), (0, T0 + HOUR / 2)):  # the second is the older one
+        said = Label(model="stall", id=f"p{i}", value="yes", time=T0 + 3 * DAY)
+        log.append_labels([said], received=stamped)
+        found = scores.rescore(log.ledger, log, spec, "brier", SETTINGS, at=T0 + 4 * DAY)
+        assert found is not None
+        assert [s.start for s in found.changed] == [T0 + i * DAY]
+        with log.ledger.write() as tx:
+            scores.record(tx, log.ledger, found)
+    same = scores.rescore(log.ledger, log, spec, "brier", SETTINGS, at=T0 + 4 * DAY)
+    assert same is not None
+    assert same.starts == ()
