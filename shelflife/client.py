@@ -40,7 +40,7 @@ class Client:
         version: the model version that `log` names when it is not told.
         token: sent as `Authorization: Bearer …`; `$SHELFLIFE_TOKEN`. Never shown.
         headers: further headers of every request.
-        source: names this service; ids must be unique within it.
+        source: names this service; a model's ids must be unique within it.
         max_rows: most rows waiting or under way; above it new rows are shed.
         max_bytes: most bytes of them.
         batch_rows: rows that are sent at once as soon as they are there ...
@@ -147,8 +147,7 @@ class Client:
     ) -> None:
         version = self.version if version is None else str(version)
         moment = _now() if time is None else values.iso(time)
-        source = f"{self.source}/{model}"
-        data = values.row(name, moment, version, inputs, outputs, source)
+        data = values.row(name, moment, version, inputs, outputs, self.source)
         self._sender.put("predictions", model, data)
 
     def _several(

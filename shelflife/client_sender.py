@@ -225,10 +225,14 @@ class Sender:
         """What became of a batch; the lock is held."""
         self._batches += 1
         self._under_way = None
-        if answer.outcome == "sent":
+        refused = min(answer.refused, len(batch))
+        if answer.outcome == "sent" or refused == len(batch):
             for _ in batch:
                 self._settle(lane, lane.rows.popleft())
-            self._sent += len(batch)
+            self._sent += len(batch) - refused
+            if refused:
+                self._shed["refused"] += refused
+                self._error = answer.text
             lane.attempts, lane.after, lane.since = 0, 0.0, clock.monotonic()
             lane.narrow = min(lane.narrow * 2, self._batch_rows) % self._batch_rows
             return

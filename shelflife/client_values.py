@@ -27,16 +27,16 @@ def row(
     Raises:
         ValueError: something that no JSON value stands for.
     """
-    return _encode(
-        {
-            "id": checked_id(identity),
-            "time": moment,
-            "version": version,
-            "inputs": values(inputs, "input"),
-            "outputs": values(outputs, "prediction"),
-            "source": source,
-        }
-    )
+    found = {
+        "id": checked_id(identity),
+        "time": moment,
+        "inputs": values(inputs, "input"),
+        "outputs": values(outputs, "prediction"),
+        "source": source,
+    }
+    if version:  # otherwise the server names the champion of that time
+        found["version"] = version
+    return _encode(found)
 
 
 def label(identity: str, value: object, moment: str) -> bytes:

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 Outcome = Literal["sent", "split", "later", "refused"]
 _BODY = 65_536  # most bytes of an answer that are read
 _LONGEST = 300.0  # seconds a Retry-After may ask for
@@ -28,6 +30,7 @@ class Answer(NamedTuple):
     outcome: Outcome  # split: some row in it is bad, or it is too large; later: try it again
     text: str
     wait: float | None = None  # seconds the server asked for
+    refused: int = 0  # rows of the batch that the server says it did not take
 
 
 class Connection:
@@ -137,17 +140,29 @@ class _Reading(io.RawIOBase):
 def judge(status: int, retry_after: str | None, body: bytes) -> Answer:
     """What an answer means for the batch.
 
-    2xx: every row was taken. 400, 413, 415 and 422 are about the rows: smaller batches find the bad
-    ones. Everything else (a wrong token or name included, which an operator can mend) is tried
-    again later.
+    2xx: the rows were taken, but for those counted as `refused` in the answer. 400, 413, 415, 422
+    are about the rows, too: smaller batches find the bad ones, unless the answer says that all are.
+    Everything else (a wrong token or name included, which an operator can mend) is tried again
+    later.
     """
+    refused, problem = _refused(body)
     if 200 <= status < 300:
-        return Answer("sent", "")
+        return Answer("sent", problem, refused=refused)
     said = body[:300].decode("utf-8", "replace").replace("\n", " ")
-    text = f"HTTP {status} {said}".strip()
+    text = f"HTTP {status} {problem or said}".strip()
     if status in (400, 413, 415, 422):
-        return Answer("split", text)
+        return Answer("split", text, refused=refused)
     return Answer("later", text, _seconds(retry_after))
+
+
+def _refused(body: bytes) -> tuple[int, str]:
+    """How many rows an answer says it refused, and the first reason."""
+    try:
+        said = msgspec.json.decode(body)
+        count, problems = said["refused"], said.get("problems")
+        return (count if type(count) is int else 0), str(problems[0]) if problems else ""
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return 0, ""  # nothing said, or not in our words
 
 
 def _seconds(retry_after: str | None) -> float | None:

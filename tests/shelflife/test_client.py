@@ -130,7 +130,7 @@ def test_rows_and_labels_arrive_as_they_were_said(start: Callable[..., Receiver]
     first, second = receiver.rows["predictions"]
     assert first == {
         "id": "a", "time": "2026-01-01T10:00:00Z", "version": "3", "inputs": {"age": 41},
-        "outputs": {"prediction": 0.5}, "source": "client/churn",
+        "outputs": {"prediction": 0.5}, "source": "client",
     }  # fmt: skip
     assert (second["id"], second["outputs"]) == (made_up, {"probability": 0.25})
     assert {"id": "a", "label": True, "time": "2026-01-01T10:00:00Z"} in receiver.rows["labels"]
@@ -244,6 +244,31 @@ def test_one_bad_row_costs_only_itself(start: Callable[..., Receiver]) -> None:
         assert client.flush(20)
     assert receiver.ids == [f"r{i}" for i in range(40) if i not in (3, 17)]
     assert balanced(client)["shed_by"] == {"refused": 2}
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_rows_that_the_answer_counts_as_refused_are_shed(
+    start: Callable[..., Receiver], status: int
+) -> None:
+    """A server may take the good rows of a batch (200), or say that all of it was bad (400)."""
+    said = {"refused": 2 if status == 200 else 5, "problems": [{"field": "inputs.x"}]}
+
+    def partly(receiver: Receiver, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        text = json.dumps(said).encode()
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text)
+
+    receiver = start(partly)
+    with Client(receiver.url, every=0.05) as client:
+        for i in range(5):
+            client.log("m", {"x": i}, 0.5)
+        assert client.flush()
+    found = balanced(client)
+    assert found["shed_by"] == {"refused": said["refused"]}
+    assert "inputs.x" in found["error"]
+    assert receiver.requests == 1
 
 
 @pytest.mark.parametrize("how", ["hang", "drip"])
@@ -402,6 +427,8 @@ def test_trouble_is_told_once_a_minute(
 
 def test_answers_are_judged() -> None:
     assert judge(202, None, b"").outcome == "sent"
+    assert judge(200, None, b'{"refused": true}').refused == 0
+    assert judge(200, None, b"[1]") == judge(200, None, b"\xff") == judge(204, None, b"{}")
     assert judge(413, None, b"big").outcome == "split"
     assert judge(302, None, b"").outcome == "later"
     assert judge(503, "7", b"").wait == 7.0
