@@ -22,11 +22,15 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-_RUN = (
-    "import resource, sys; from shelflife import cli; code = cli.main(sys.argv[1:]);"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr);"
-    "sys.exit(code)"
-)
+_RUN = """
+import sys, time
+from shelflife import cli
+code = cli.main(sys.argv[1:])
+# Not ru_maxrss: it starts at what the parent had.
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(time.process_time(), int(peak) // 1024, file=sys.stderr)
+sys.exit(code)
+"""
 
 
 def table(rows: int, columns: int, seed: int) -> pd.DataFrame:
@@ -45,8 +49,8 @@ def table(rows: int, columns: int, seed: int) -> pd.DataFrame:
     )
 
 
-def run(folder: Path, *options: str) -> tuple[float, int, dict[str, int]]:
-    """Seconds, peak MB and counts of one import."""
+def run(folder: Path, *options: str) -> tuple[float, float, int, dict[str, int]]:
+    """Seconds, seconds of CPU, peak MB and counts of one import."""
     given = ["import", "rows.parquet", "--model", "m", "--json", *options]
     start = time.perf_counter()
     done = subprocess.run(
@@ -54,7 +58,8 @@ def run(folder: Path, *options: str) -> tuple[float, int, dict[str, int]]:
         check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     spent = time.perf_counter() - start
-    return spent, int(done.stderr.split()[-1]), json.loads(done.stdout)["total"]
+    busy, peak = done.stderr.split()[-2:]
+    return spent, float(busy), int(peak), json.loads(done.stdout)["total"]
 
 
 def main() -> None:
@@ -69,11 +74,14 @@ def main() -> None:
         table(given.rows, given.columns, given.seed).to_parquet(folder / "rows.parquet")
         size = (folder / "rows.parquet").stat().st_size / 1e6
         print(f"{given.rows:,} rows, {given.columns} inputs, {size:.0f} MB, seed {given.seed}\n")
-        print(f"{'':12} {'seconds':>8} {'rows/s':>10} {'peak MB':>8}  {'logged':>9} {'labels':>9}")
+        print(
+            f"{'':12} {'seconds':>8} {'of CPU':>8} {'rows/s':>10} {'peak MB':>8}  "
+            f"{'logged':>9} {'labels':>9}"
+        )
         for title, options in (("first", ()), ("once more", ()), ("--again", ("--again",))):
-            spent, peak, total = run(folder, *options)
+            spent, busy, peak, total = run(folder, *options)
             print(
-                f"{title:12} {spent:8.1f} {given.rows / spent:10,.0f} {peak:8,}  "
+                f"{title:12} {spent:8.1f} {busy:8.1f} {given.rows / spent:10,.0f} {peak:8,}  "
                 f"{total['logged']:9,} {total['labels']:9,}",
                 flush=True,
             )
