@@ -82,7 +82,9 @@ class Converter:
     ) -> list[Prediction]:
         mapping = self._map
         inputs = [
-            _each(columns[column], self._input(name), column, errors)
+            columns[column]
+            if _fits(self._features.get(name), columns[column])
+            else _each(columns[column], self._input(name), column, errors)
             for name, column in mapping.inputs.items()
         ]
         outputs = [
@@ -186,6 +188,20 @@ class Converter:
                 continue
         self._spec.encode_label(found)
         return found
+
+
+def _fits(feature: Feature | None, values: list[Any]) -> bool:
+    """Whether a whole column can be logged as it is: much quicker than value by value."""
+    kinds = set(map(type, values))
+    if feature is None:
+        return kinds <= {int, bool} or (kinds == {float} and all(map(math.isfinite, values)))
+    if feature.kind == "numeric":
+        return kinds == {float} and all(map(math.isfinite, values))
+    if feature.kind == "integer":
+        return kinds == {int} and max(map(abs, values)) < 2**63
+    if feature.kind == "boolean":
+        return kinds == {bool}
+    return kinds == {str} and all(map(str.isascii, values))
 
 
 def _each(
