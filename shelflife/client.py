@@ -78,7 +78,6 @@ class Client:
                 raise ValueError(f"{name} is {bound!r}; expected a number above 0")
         self.url = url or os.environ.get("SHELFLIFE_URL") or "http://127.0.0.1:8080"
         self.model, self.version, self.source = model, version, source
-        self._exit_timeout = exit_timeout
         secret = token if token is not None else os.environ.get("SHELFLIFE_TOKEN", "")
         sent = {"Content-Type": "application/json", "User-Agent": "shelflife-client"}
         sent |= headers or {}
@@ -96,6 +95,9 @@ class Client:
         )
         self._begin()
         _clients.add(self)
+        _senders[self._sender] = exit_timeout
+        # Nobody can log through a client that is gone: its thread sends what there is and ends.
+        weakref.finalize(self, self._sender.retire).atexit = False
 
     def _begin(self) -> None:
         """Ids start with letters of this process's own, so that forked workers never share one."""
@@ -224,31 +226,30 @@ class Client:
     ) -> None:
         self.close()
 
-    def _after_fork(self) -> None:
-        self._begin()
-        self._sender.forget()
-
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_senders: weakref.WeakKeyDictionary[Sender, float] = weakref.WeakKeyDictionary()
 
 
 def _close_all() -> None:
     """At exit all clients together have the longest of their times."""
-    clients = list(_clients)
-    for client in clients:
-        client._sender.hurry()
-    deadline = clock.monotonic() + max((c._exit_timeout for c in clients), default=0.0)
-    for client in clients:
-        client.close(max(deadline - clock.monotonic(), 0.0))
+    senders = dict(_senders)
+    for sender in senders:
+        sender.hurry()
+    deadline = clock.monotonic() + max(senders.values(), default=0.0)
+    for sender in senders:
+        sender.close(max(deadline - clock.monotonic(), 0.0))
 
 
 def _in_child() -> None:
     for client in list(_clients):
-        client._after_fork()
+        client._begin()
+    for sender in list(_senders):
+        sender.forget()
 
 
 atexit.register(_close_all)

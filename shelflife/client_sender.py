@@ -135,6 +135,12 @@ class Sender:
                 lane.after = 0.0
             self._news.notify()
 
+    def retire(self) -> None:
+        """Take nothing more, send what there is, then end the thread."""
+        with self._lock:
+            self._closed = True
+            self._news.notify()
+
     def close(self, timeout: float) -> bool:
         """See `Client.close`."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import gc
 import json
 import os
 import socket
@@ -409,6 +410,20 @@ def test_exit_sends_what_is_pending_in_bounded_time(
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=30)
     release.set()
     assert len(receiver.ids) == (10 if server == "up" else 0)
+
+
+def test_a_client_that_is_dropped_sends_what_it_has(start: Callable[..., Receiver]) -> None:
+    receiver = start()
+    client = Client(receiver.url, every=60)
+    sender = client._sender
+    client.log("m", {"x": 1}, 0.5, id="last")
+    thread = sender._thread
+    del client
+    gc.collect()
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
+    assert receiver.ids == ["last"]
 
 
 def test_trouble_is_told_once_a_minute(
