@@ -22,7 +22,7 @@ import pandas as pd
 
 from core.times import micros
 
-_EXACT = 2**53  # whole numbers up to here are exact as float64
+EXACT = 2**53  #: whole numbers up to here are exact as float64
 
 
 def series(values: Iterable[object]) -> pd.Series:
@@ -41,7 +41,7 @@ def series(values: Iterable[object]) -> pd.Series:
 
 
 def _numbers(given: list[Any], *, whole: bool, gaps: bool) -> pd.Series:
-    big = any(isinstance(v, int) and abs(v) > _EXACT for v in given)
+    big = any(isinstance(v, int) and abs(v) > EXACT for v in given)
     if whole and not gaps and all(-(2**63) <= value < 2**63 for value in given):
         return pd.Series(given, dtype="int64")
     if big:
