@@ -109,3 +109,4 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     staleness: Staleness
     findings: tuple[Finding, ...]
     provisional: str = ""  # why the thresholds are provisional, if they are
+    not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged

@@ -62,6 +62,8 @@ def check(result: TickResult) -> str:
     ]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
     lines += [f"  {line}" for line in _drift(found)]
+    if found.not_logged:
+        lines.append(f"  not logged (privacy), so not judged: {', '.join(found.not_logged)}")
     if found.provisional:
         lines.append(f"  thresholds are provisional: {found.provisional}")
     lines.append(f"  decision: {decision.action}: {decision.reason}")

@@ -101,7 +101,8 @@ def below(parts: Sequence[pa.Table]) -> pa.Table:
         kind = _common(parts, name)
         if kind is not None:
             mark = _MARK if any(marked(part, name) for part in parts) else {}
-            arrays.append(pa.chunked_array([_as(part, name, kind) for part in parts], kind))
+            pieces = [piece for part in parts for piece in _as(part, name, kind)]
+            arrays.append(pa.chunked_array(pieces, kind))
             fields.append(pa.field(name, kind, metadata=mark))
         else:
             array, mixed = column([v for part in parts for v in python(part, name)])
@@ -140,10 +141,11 @@ def _exact(whole: pa.ChunkedArray) -> bool:
     return low is None or (low >= -EXACT and high <= EXACT)
 
 
-def _as(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
+def _as(rows: pa.Table, name: str, kind: pa.DataType) -> list[pa.Array]:
     if name not in rows.column_names or pa.types.is_null(rows[name].type):
-        return pa.nulls(len(rows), kind)
-    return rows[name].cast(kind).combine_chunks() if len(rows) else pa.nulls(0, kind)
+        return [pa.nulls(len(rows), kind)]
+    chunks: list[pa.Array] = rows[name].cast(kind).chunks
+    return chunks
 
 
 def python(rows: pa.Table, name: str) -> list[Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from core import schema
 from core.ledger import Ledger
 from monitor.log import forgetting, hot, labels, lineage, sealing, segments, upkeep
+from monitor.log.admission import Admission, tally
 from monitor.log.lineage import SegmentEvent
 from monitor.log.records import (
     Forgotten,
@@ -20,6 +23,7 @@ from monitor.log.records import (
     Prediction,
     Role,
     Rows,
+    Sampled,
 )
 from monitor.log.storage import Storage, open_storage
 from monitor.log.upkeep import Verdict
@@ -32,6 +36,7 @@ class InferenceLog:
         ledger: the database that holds hot rows, labels and the manifest.
         store: where segments lie, as `<model>/<first time>-<random>.parquet`: a folder, or what
             `storage.open_storage` opened.
+        admission: sampling and privacy of each model; everything is kept as it is without one.
         clock: says when a segment was found not to match; nothing is decided by it.
     """
 
@@ -40,24 +45,36 @@ class InferenceLog:
         ledger: Ledger,
         store: Path | Storage,
         *,
+        admission: Admission | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.ledger, self._clock = ledger, clock
+        self.admission = admission or Admission()
         self.storage = open_storage(store) if isinstance(store, Path) else store
 
     def append(self, rows: Sequence[Prediction], *, received: datetime) -> int:
         """See `SampleLog.append`."""
         if not rows:
             return 0
+        admitted = self.admission.admit(rows)
         with self.ledger.write() as tx:
-            return hot.insert(tx, self.ledger, rows, received)
+            new = hot.insert(tx, self.ledger, admitted.rows, received) if admitted.rows else 0
+            tally(_cursor(tx), admitted.tallies, self.ledger.sqlite)
+        return new
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""
         if not labels_:
             return LabelReceipt(new=0, changed=0, unknown=0)
         with self.ledger.write() as tx:
-            return labels.insert(tx, self.ledger, labels_, received)
+            admitted, tallies = self.admission.labels(
+                labels_, lambda model, ids: hot.known(tx, model, ids)
+            )
+            receipt = LabelReceipt(new=0, changed=0, unknown=0)
+            if admitted:
+                receipt = labels.insert(tx, self.ledger, admitted, received)
+            tally(_cursor(tx), tallies, self.ledger.sqlite)
+        return msgspec.structs.replace(receipt, unsampled=len(labels_) - len(admitted))
 
     def read(
         self,
@@ -119,6 +136,18 @@ class InferenceLog:
                 sa.select(truth.c.prediction_id).where(truth.c.model == model).distinct()
             ).all()
             unknown = len(ids) - len(hot.known(tx, model, ids))
+            offered = schema.sampling
+            seen, kept, said, held = tx.execute(
+                sa.select(
+                    *(
+                        sa.func.coalesce(sa.func.sum(offered.c[name]), 0)
+                        for name in ("seen", "kept", "labels_seen", "labels_kept")
+                    )
+                ).where(offered.c.model == model)
+            ).one()
+            counted = schema.counters
+            served = (counted.c.model == model) & (counted.c.name == "unsampled")
+            outside = tx.scalar(sa.select(counted.c.value).where(served)) or 0
         moments = [moment for moment in (first, oldest) if moment is not None]
         ends = [moment for moment in (last, newest) if moment is not None]
         return LogCounts(
@@ -130,12 +159,29 @@ class InferenceLog:
             unknown_labels=unknown,
             oldest=min(moments, default=None),
             newest=max(ends, default=None),
+            seen=int(seen) + int(outside),
+            kept=int(kept),
+            unsampled_labels=int(said) - int(held),
         )
 
     def segments(self, model: str) -> list[str]:
         """See `SampleLog.segments`."""
         with self.ledger.read() as tx:
             return [segment.sha256 for segment in segments.listed(tx, model)]
+
+    def models(self) -> list[str]:
+        """Every model that the log holds rows or labels of."""
+        tables = (schema.predictions, schema.segments, schema.labels)
+        with self.ledger.read() as tx:
+            found = [tx.scalars(sa.select(table.c.model).distinct()).all() for table in tables]
+        return sorted({name for names in found for name in names})
+
+    def segment_bytes(self, model: str) -> int:
+        """Bytes of the model's segments."""
+        table = schema.segments
+        query = sa.select(sa.func.coalesce(sa.func.sum(table.c.bytes), 0))
+        with self.ledger.read() as tx:
+            return int(tx.scalar(query.where(table.c.model == model)) or 0)
 
     def events(self, model: str) -> list[SegmentEvent]:
         """What became of the model's segments: merged, rewritten, deleted, quarantined."""
@@ -166,3 +212,17 @@ class InferenceLog:
     def sweep(self, *, at: datetime, grace: timedelta = upkeep.GRACE) -> list[str]:
         """See `upkeep.sweep`."""
         return upkeep.sweep(self.ledger, self.storage, at=at, grace=grace)
+
+    def sampled(self, model: str) -> list[Sampled]:
+        """What was offered and kept, by hour of event time and rate, oldest first."""
+        table, names = schema.sampling, Sampled.__struct_fields__
+        query = sa.select(*(table.c[name] for name in names)).where(table.c.model == model)
+        with self.ledger.read() as tx:
+            rows = tx.execute(query.order_by(table.c.hour, table.c.rate)).all()
+        return [Sampled(**row._mapping) for row in rows]
+
+
+def _cursor(tx: sa.Connection) -> Any:
+    """The driver's cursor inside a transaction."""
+    raw: Any = tx.connection.driver_connection
+    return raw.cursor()

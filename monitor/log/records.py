@@ -43,11 +43,12 @@ class Label(Struct, frozen=True, kw_only=True):
 
 
 class LabelReceipt(Struct, frozen=True, kw_only=True):
-    """What became of a batch of labels; all of them are kept."""
+    """What became of a batch of labels; all but the unsampled are kept."""
 
     new: int  # first label for a logged prediction
     changed: int  # corrects or repeats an earlier label
     unknown: int  # no such prediction in the log (yet)
+    unsampled: int = 0  # labels left out, as their predictions are
 
 
 class LogCounts(Struct, frozen=True, kw_only=True):
@@ -61,6 +62,20 @@ class LogCounts(Struct, frozen=True, kw_only=True):
     unknown_labels: int
     oldest: datetime | None
     newest: datetime | None
+    seen: int = 0  # rows offered, history apart; `sampled` has them by hour and rate
+    kept: int = 0  # of those the log was offered itself, in the sample (repeats included)
+    unsampled_labels: int = 0  # left out with their predictions
+
+
+class Sampled(Struct, frozen=True, kw_only=True):
+    """What was offered to the log in one hour of event time under one rate, and kept of it."""
+
+    hour: datetime
+    rate: float
+    seen: int
+    kept: int
+    labels_seen: int
+    labels_kept: int
 
 
 class Forgotten(Struct, frozen=True, kw_only=True):

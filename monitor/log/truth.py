@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,8 @@ from core import schema
 from core.ledger import one_of
 
 _SCAN_ABOVE = 20_000  # ids beyond which a scan of the model's labels may be faster
-_SCAN_SHARE = 4  # ... unless there are more than so many labels for each id
+_SCAN_SHARE = 2  # ... unless there are more than so many labels for each id
+_PIECE = 200_000  # ids of one look-up
 
 
 class Truth(Struct, frozen=True):
@@ -40,18 +42,19 @@ def learned_between(
     connection: sa.Connection, model: str, after: datetime, until: datetime | None
 ) -> Truth:
     """The labels in force at `until` that became known after `after`."""
-    return _last(connection, _known(model, until).where(schema.labels.c.time > after))
+    return _last(connection, [_known(model, until) & (schema.labels.c.time > after)])
 
 
 def winning(
     connection: sa.Connection, model: str, ids: pa.ChunkedArray, known_at: datetime | None
 ) -> Truth:
     """The label in force at `known_at` of each id that has one (and perhaps of others)."""
-    query = _known(model, known_at)
+    known = _known(model, known_at)
     if len(ids) > _SCAN_ABOVE and _few(connection, model, _SCAN_SHARE * len(ids)):
-        return _last(connection, query)
-    wanted = one_of(connection, schema.labels.c.prediction_id, ids.to_pylist())
-    return _last(connection, query.where(wanted))
+        return _last(connection, [known])
+    names, column = ids.to_pylist(), schema.labels.c.prediction_id
+    pieces = [names[i : i + _PIECE] for i in range(0, len(names), _PIECE)]
+    return _last(connection, [known & one_of(connection, column, piece) for piece in pieces])
 
 
 def _few(connection: sa.Connection, model: str, limit: int) -> bool:
@@ -61,23 +64,36 @@ def _few(connection: sa.Connection, model: str, limit: int) -> bool:
     return (connection.scalar(sa.select(sa.func.count()).select_from(some)) or 0) <= limit
 
 
-def _known(model: str, until: datetime | None) -> sa.Select[Any]:
-    table = schema.labels
-    query = sa.select(
-        table.c.prediction_id, table.c.value, sa.type_coerce(table.c.time, sa.BigInteger)
-    ).where(table.c.model == model)
-    return query if until is None else query.where(table.c.time <= until)
+def _known(model: str, until: datetime | None) -> sa.ColumnElement[bool]:
+    mine = schema.labels.c.model == model
+    return mine if until is None else mine & (schema.labels.c.time <= until)
 
 
-def _last(connection: sa.Connection, query: sa.Select[Any]) -> Truth:
-    rows = connection.execute(query).all()
-    names, texts, moments = zip(*rows, strict=True) if rows else ((), (), ())
-    times = np.array(moments, dtype=np.int64)
+def _last(connection: sa.Connection, wanted: Sequence[sa.ColumnElement[bool]]) -> Truth:
+    names, texts, times = list[str](), list[str](), list[int]()
+    for condition in wanted:
+        found = _columns(connection, condition)
+        names, texts, times = names + found[0], texts + found[1], times + found[2]
+    moments = np.array(times, dtype=np.int64)
     place = dict(zip(names, range(len(names)), strict=True))
     if len(place) < len(names):  # in order of time, the last statement of an id stays
-        order = np.argsort(times, kind="stable").tolist()
-        place = {names[i]: i for i in order}
+        place = {names[i]: i for i in np.argsort(moments, kind="stable").tolist()}
     kept = list(place.values())
     values = np.empty(len(kept), dtype=object)
     values[:] = msgspec.json.decode("[" + ",".join([texts[i] for i in kept]) + "]")
-    return Truth(pa.array(list(place), pa.string()), values, times[kept])
+    return Truth(pa.array(list(place), pa.string()), values, moments[kept])
+
+
+def _columns(
+    connection: sa.Connection, wanted: sa.ColumnElement[bool]
+) -> tuple[list[str], list[str], list[int]]:
+    """Ids, values as JSON and times (µs) of labels. The database hands over three JSON arrays:
+    several times faster than as many rows of three."""
+    table = schema.labels
+    columns = (table.c.prediction_id, table.c.value, sa.type_coerce(table.c.time, sa.BigInteger))
+    gather: Any = sa.func.json_group_array
+    if connection.dialect.name != "sqlite":
+        gather = lambda column: sa.cast(sa.func.json_agg(column), sa.Text)  # noqa: E731
+    row = connection.execute(sa.select(*map(gather, columns)).where(wanted)).one()
+    names, texts, times = (msgspec.json.decode(each or "[]") for each in row)
+    return names, texts, times
