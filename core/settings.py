@@ -281,7 +281,7 @@ def secret(reference: str) -> Secret | None:
 
 
 def load(path: Path) -> Settings:
-    """Read and validate a settings file; relative `home` and `segments` are taken from the file's folder.
+    """Read and validate a settings file; folders in it are relative to the file's own.
 
     Raises:
         SettingsError: no such file, not YAML, an unknown key, a value of the wrong type.

@@ -1,4 +1,4 @@
-"""What keeps the inference log small, whole and within its retention: run hourly by the scheduler."""
+"""What keeps the inference log small, whole and within its retention: an hourly job."""
 
 from __future__ import annotations
 

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from logrows import HOUR, T0, label, row
 
 from core.ledger import Ledger
 from monitor.log.log import InferenceLog
-from monitor.log.records import Label, Prediction
-
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-
-
-def row(i: int, **changes: object) -> Prediction:
-    values: dict = {
-        "model": "m",
-        "id": f"p{i}",
-        "version": "1",
-        "time": T0 + i * HOUR,
-        "inputs": {"x": i / 2, "k": i, "c": None if i % 3 == 0 else "a", "b": i % 2 == 0},
-        "outputs": {"probability": 0.25},
-    }
-    return Prediction(**(values | changes))
-
-
-def label(i: int, value: object = 1, days: float = 30, **changes: object) -> Label:
-    values: dict = {
-        "model": "m",
-        "id": f"p{i}",
-        "value": value,
-        "time": T0 + i * HOUR + timedelta(days=days),
-    }
-    return Label(**(values | changes))
 
 
 @pytest.fixture
