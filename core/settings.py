@@ -92,8 +92,7 @@ class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which input columns the log may keep. What it may not keep is neither monitored nor learned
-    from: checks list such columns as not logged."""
+    """Which input columns the log may keep; others are neither monitored nor learned from."""
 
     allow: tuple[str, ...] = ()
     """Only these columns (and hashed ones) are logged; all of them when empty."""
@@ -132,8 +131,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None
-    """Rows older than this (by event time) and their labels are deleted; kept for ever when not
-    set. Whole segments go, once their newest row is older."""
+    """Rows older than this and their labels are deleted; kept for ever when not set."""
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
@@ -196,9 +194,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ledger: str = ""
     """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
     segments: str = ""
-    """Where sealed rows lie: a folder or an fsspec URL such as `s3://bucket/prefix` (needs
-    `shelflife[s3]`; credentials come from the environment); a folder in `home` when empty. Each
-    ledger needs a place of its own."""
+    """Where sealed rows lie: a folder or an fsspec URL such as `s3://bucket/prefix`, for this ledger
+    alone; a folder in `home` when empty. S3's credentials come from the environment."""
     segments_options: dict[str, Any] = field(default_factory=dict)
     """Handed to fsspec for `segments`, such as `{endpoint_url: http://minio:9000}`; secrets among
     them as `env:NAME` or `file:/path`."""
@@ -248,16 +245,15 @@ def revealed(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SettingsError: see `secret`.
     """
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            found[name] = revealed(value)
-        elif isinstance(value, str) and value.startswith(("env:", "file:")):
-            named = secret(value)
-            found[name] = named.reveal() if named else value
-        else:
-            found[name] = value
-    return found
+    return {name: _revealed(value) for name, value in options.items()}
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return revealed(value)
+    named = isinstance(value, str) and value.startswith(("env:", "file:"))
+    found = secret(value) if named else None
+    return found.reveal() if found else value
 
 
 def secret(reference: str) -> Secret | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Most rows sealed at once: the transaction that moves them keeps appends waiting. Compaction
 #: makes bigger segments of them, and moves no rows.
-SEALED_AT_ONCE = 10_000
+SEALED_AT_ONCE = 5_000
 _STATEMENT = 5_000  # rows of one statement
 
 
