@@ -194,8 +194,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ledger: str = ""
     """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
     segments: str = ""
-    """Where sealed rows lie: a folder or an fsspec URL such as `s3://bucket/prefix`, for this ledger
-    alone; a folder in `home` when empty. S3's credentials come from the environment."""
+    """Where sealed rows lie, this ledger's alone: a folder or an fsspec URL (`s3://bucket/prefix`);
+    a folder in `home` when empty. S3's credentials come from the environment."""
     segments_options: dict[str, Any] = field(default_factory=dict)
     """Handed to fsspec for `segments`, such as `{endpoint_url: http://minio:9000}`; secrets among
     them as `env:NAME` or `file:/path`."""
