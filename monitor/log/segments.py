@@ -75,7 +75,6 @@ def write(storage: Storage, model: str, rows: pa.Table) -> Written:
         row_group_size=_GROUP,
         use_dictionary=repeated or False,
         column_encoding={"time": "DELTA_BINARY_PACKED", "seq": "DELTA_BINARY_PACKED"},
-        write_statistics=["time"],
     )
     data = buffer.getvalue()
     times = rows["time"].cast(pa.int64())

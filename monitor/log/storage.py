@@ -93,12 +93,12 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         with self._said("write", name):
-            write_atomic(self.root / name, data)
+            write_atomic(self._at(name), data)
 
     def read(self, name: str) -> bytes:
         with self._said("read", name):
             try:
-                return (self.root / name).read_bytes()
+                return self._at(name).read_bytes()
             except FileNotFoundError:
                 if not self.root.is_dir():
                     raise  # a disk that is not mounted is no proof that a file was lost
@@ -106,7 +106,7 @@ class Folder:
 
     def delete(self, name: str) -> None:
         with self._said("delete", name):
-            (self.root / name).unlink(missing_ok=True)
+            self._at(name).unlink(missing_ok=True)
 
     def listed(self) -> list[Entry]:
         found = []
@@ -121,6 +121,12 @@ class Folder:
                     moment = datetime.fromtimestamp(known.st_mtime, UTC)
                     found.append(Entry(name=name, bytes=known.st_size, modified=moment))
         return sorted(found, key=lambda entry: entry.name)
+
+    def _at(self, name: str) -> Path:
+        path = self.root / name
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise PermissionError(13, "the name leads out of the store")
+        return path
 
     @contextmanager
     def _said(self, what: str, name: str) -> Iterator[None]:

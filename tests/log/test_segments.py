@@ -263,6 +263,15 @@ def test_a_store_keeps_files_whole(storage: Storage) -> None:
         storage.read("m/a.parquet")
 
 
+def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("!")
+    store = Folder(tmp_path / "store")
+    for action in (store.read, store.delete, lambda name: store.write(name, b"")):
+        with pytest.raises(StoreUnavailable, match="leads out of the store"):
+            action("../secret")
+    assert (tmp_path / "secret").read_text() == "!"
+
+
 def test_a_folder_may_be_given_as_a_url(tmp_path: Path) -> None:
     store = open_storage(f"file://{tmp_path}/x")
     store.write("a", b"1")
