@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import random
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from logrows import HOUR, LATER, T0, label, row, seen
@@ -303,3 +307,27 @@ def test_the_newest_row_is_found_without_reading_all(
     monkeypatch.setattr(segments, "read", counting)
     assert log.read("m", newest=2).meta["id"].tolist() == ["p7", "p8"]
     assert len(opened) == 1
+
+
+def test_a_segment_of_an_older_release_is_read_and_compacted(log: InferenceLog) -> None:
+    """Times as whole microseconds and no order of arrival."""
+    times = [micros(T0 + i * HOUR) for i in range(3)]
+    columns = {"id": ["p0", "p1", "p2"], "version": ["1"] * 3, "role": ["champion"] * 3}
+    columns |= {"source": ["serving"] * 3, "event_id": ["p0", "p1", "p2"], "time": times}
+    columns |= {"in.x": [0.0, 0.5, None], "out.probability": [0.25] * 3}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    data = buffer.getvalue()
+    log.storage.write("m/old.parquet", data)
+    old = segments.Written(
+        path="m/old.parquet", rows=3, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data),
+        min_time=T0, max_time=T0 + 2 * HOUR, columns="{}",
+    )  # fmt: skip
+    with log.ledger.write() as tx:
+        segments.added(tx, "m", old, T0)
+    sealed(log, range(3, 5))
+    before = seen(log.read("m"))
+    assert [each["id"] for each in before] == ["p0", "p1", "p2", "p3", "p4"]
+    assert log.read("m", start=T0 + HOUR, end=T0 + 2 * HOUR).inputs["x"].tolist() == [0.5]
+    assert log.compact("m", at=T0) == 2
+    assert seen(log.read("m")) == before
