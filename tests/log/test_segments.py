@@ -267,6 +267,24 @@ def test_a_store_keeps_files_whole(storage: Storage) -> None:
         storage.read("m/a.parquet")
 
 
+def test_a_write_that_fails_leaves_nothing_and_seals_nothing(
+    log: InferenceLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append([row(i) for i in range(3)], received=T0)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.files.os.fsync", full)
+        with pytest.raises(StoreUnavailable, match="No space left on device"):
+            log.seal(before=LATER)
+    root = log.storage.root  # type: ignore[attr-defined]
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+    assert log.counts("m").hot == len(log.read("m")) == 3
+    assert log.seal(before=LATER) == 3
+
+
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("!")
     store = Folder(tmp_path / "store")
