@@ -111,7 +111,7 @@ class Logs(RuleBasedStateMachine):
 
 
 Logs.TestCase.settings = settings(
-    max_examples=int(os.environ.get("LOG_MODEL_EXAMPLES", "8")),
+    max_examples=int(os.environ.get("LOG_MODEL_EXAMPLES", "5")),
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
