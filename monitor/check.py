@@ -21,6 +21,7 @@ from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
 from monitor.baseline import Baseline, read_columns, sorted_reference
+from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness, thresholds
 from monitor.measure.performance import realised
@@ -174,6 +175,7 @@ def run_check(
         findings=findings,
         provisional=provisional,
         labels=_labels(baseline, evidence),
+        not_logged=not_logged(settings.privacy, baseline.spec.columns),
     )
 
 
@@ -215,18 +217,21 @@ def _data(
     window = read_columns(spec, evidence.rows.inputs, None)
     answers = read_columns(spec, mine.inputs, mine.outputs)
     window |= {key: values for key, values in answers.items() if key.startswith("output:")}
-    tests = sum(drift.tests_of(profile) for profile in baseline.columns)
+    hidden = not_logged(settings.privacy, spec.columns)
+    profiles = tuple(p for p in baseline.columns if p.role == "output" or p.column not in hidden)
+    tests = sum(drift.tests_of(profile) for profile in profiles)
     checks = span(settings.check_every)
     drifts = drift.measure(
-        baseline.columns,
+        profiles,
         columns,
         sorted_reference(baseline, reference),
         window,
         alpha=thresholds.alpha(settings.false_alarms_per_quarter, checks, tests),
         min_rows=settings.min_rows,
     )
+    inputs = [profile for profile in profiles if profile.role == "input"]
     issues = quality.inspect(
-        baseline.inputs, columns, window, settings.quality, rows=rows, min_rows=settings.min_rows
+        inputs, columns, window, settings.quality, rows=rows, min_rows=settings.min_rows
     )
     after = settings.no_data_after
     silent = quality.silence(
