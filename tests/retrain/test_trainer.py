@@ -23,7 +23,8 @@ from monitor.log.log import InferenceLog
 from registry.loading import load_estimator, predict, save_estimator
 from retrain.dataset import Dataset, assemble
 from retrain.job import Job, read_frame, read_inputs, write_slice
-from retrain.trainer import fit, spell_labels
+from retrain.trainer import fit
+from retrain.training import spell_labels
 
 END = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=60)
 
