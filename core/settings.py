@@ -91,6 +91,7 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Literal["sklearn", "optuna"] = "sklearn"
     """`sklearn`: random draws; `optuna`: its TPE sampler (needs `pip install optuna`)."""
     trials: Annotated[int, Meta(ge=1)] = 20
+    """Trials, the first of which are the parameters the pipeline has; each counts as a fit."""
     timeout: Duration = "30m"
     """No new trial is begun after this time; the best one so far is taken."""
     folds: Annotated[int, Meta(ge=2, le=20)] = 3

@@ -44,7 +44,7 @@ def search(
     before = _try(score, {}, say)
     best, loss, trials, stopped = dict[str, Any](), before, 1, ""
     for parameters, tell in _ENGINES[settings.engine](settings):
-        if trials > settings.trials:
+        if trials >= settings.trials:
             break
         if time.monotonic() >= end:
             stopped = f"after {trials} trials the timeout of {settings.timeout} was over"
