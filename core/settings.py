@@ -138,8 +138,6 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     search: SearchSettings = field(default_factory=SearchSettings)
     time_limit: Duration = "1h"
     memory_limit_gb: Positive = 8.0
-    keep_runs: Duration = "90d"
-    """Work folders of finished runs are deleted after this time; what was registered stays."""
     watch: Duration = "60d"
     """How long a new champion is compared with its predecessor, which a rollback returns to."""
     gate: GateSettings = field(default_factory=GateSettings)

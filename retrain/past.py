@@ -6,7 +6,6 @@ The ledger and the registry are asked here, so that assembly, windows and gate s
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -121,18 +120,3 @@ def past_scores(context: RunContext, run: RunState) -> tuple[dict[str, float], .
         if choice is not None and choice.scores:
             found.append({str(score.name): score.relative for score in choice.scores})
     return tuple(found)
-
-
-def clean_folders(context: RunContext, run: RunState) -> int:
-    """Delete the work folders of the model's runs that ended `retrain.keep_runs` ago."""
-    table = schema.runs
-    before = run.started - span(context.settings.retrain.keep_runs)
-    query = sa.select(table.c.id).where(
-        table.c.model == run.model, table.c.finished.is_not(None), table.c.finished < before
-    )
-    with context.ledger.read() as tx:
-        old = [context.folder(name) for name in tx.scalars(query)]
-    there = [folder for folder in old if folder.is_dir()]
-    for folder in there:
-        shutil.rmtree(folder, ignore_errors=True)
-    return len(there)

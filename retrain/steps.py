@@ -120,7 +120,6 @@ def _dataset(context: RunContext, run: RunState, at: datetime, wall: datetime) -
     """Freeze the rows the run works on: training inputs and labels, holdout inputs, and apart from
     them the holdout's labels, which no trainer gets to see."""
     _same_champion(context, run)
-    past.clean_folders(context, run)
     spec, folder = _spec(context, run), context.folder(run.id)
     # Labels known when the run was decided: repeated later, the step finds the same rows.
     settings = context.settings.retrain

@@ -209,19 +209,6 @@ def test_spans_of_broken_feeds(make: Callable[..., RunContext]) -> None:
     assert hours == [(0, 2), (3, 4)]
 
 
-def test_old_work_folders_are_deleted(make: Callable[..., RunContext]) -> None:
-    context = make(keep_runs="30d")
-    names = []
-    for days in (0, 50):
-        run = begin(context, START + timedelta(days=days))
-        context.folder(run.id).mkdir(parents=True)
-        runs.finish(context, run, "refused", "", at=run.started)
-        names.append(run.id)
-    here = begin(context, START + timedelta(days=60))
-    assert past.clean_folders(context, here) == 1
-    assert [context.folder(name).is_dir() for name in names] == [False, True]
-
-
 def test_progress_stands_in_the_steps_row(make: Callable[..., RunContext]) -> None:
     from retrain.job import Progress
     from retrain.steps import _note_progress

@@ -53,7 +53,7 @@ def train(x, y, e):
     "garbage": """
 import numpy
 class Garbage:
-    classes_ = ['no', 'yes']
+    classes_ = numpy.array(['no', 'yes'])
     def predict(self, x):
         return ['maybe'] * len(x)
     def predict_proba(self, x):
