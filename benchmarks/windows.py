@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import streams
@@ -41,6 +42,19 @@ SETS: dict[str, tuple[Name, ...]] = {
     "recent, all, blend": ("recent", "all", "blend"),
     "default": DEFAULT,
 }
+
+
+class Minutes(Sequence[datetime]):
+    """So many moments, a minute apart, made when asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return START + timedelta(minutes=index)
 
 
 class Bench:
@@ -98,8 +112,9 @@ class Bench:
     def windows(self, k: int, names: Sequence[Name], change: int | None) -> tuple[Window, ...]:
         """The windows on offer at batch k."""
         count = self.stream.init + k * self.stream.batch
-        times = [START + timedelta(minutes=index) for index in range(count)]
-        return propose(times, names, recent_rows=self.stream.init, change=change, min_rows=200)
+        return propose(
+            Minutes(count), names, recent_rows=self.stream.init, change=change, min_rows=200
+        )
 
 
 def excess(bench: Bench, names: tuple[Name, ...], start: int) -> float:
