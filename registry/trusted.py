@@ -76,9 +76,9 @@ CLASSES: frozenset[str] = frozenset(
     ]
 )
 
-#: Gradient boosting with the scikit-learn API. Their state is parameters and the library's own model
-#: format (XGBoost's UBJSON, LightGBM's text, CatBoost's binary), which holds trees, not code. The
-#: library parses it when the estimator is loaded; a crafted one may crash that process, which
+#: Gradient boosting with the scikit-learn API. Their state is parameters and the library's own
+#: model format (XGBoost's UBJSON, LightGBM's text, CatBoost's binary), which holds trees, not code.
+#: The library parses it when the estimator is loaded; a crafted one may crash that process, which
 #: `registry.bounds` cannot prevent as it does for scikit-learn's trees.
 BOOSTERS: frozenset[str] = frozenset(
     [
