@@ -82,7 +82,8 @@ def propose(
     recent = max(min(recent_rows or count // 3, count), min(min_rows, count))
     sizes: dict[Name, int] = {"recent": recent, "all": count, "decay": count}
     if change is not None:
-        sizes["since_change"] = max(count - change, min(min_rows, count))
+        # Fewer rows than `recent` win a lucky slice and lose the season after (docs/gate.md).
+        sizes["since_change"] = max(count - change, recent)
     found: list[Window] = []
     for name in names:
         rows = sizes.get(name)

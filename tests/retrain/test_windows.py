@@ -36,8 +36,10 @@ def test_windows_that_differ_are_proposed() -> None:
 
 
 def test_a_change_just_now_still_leaves_rows_to_learn_from() -> None:
-    found = propose(TIMES, ("since_change",), recent_rows=0, change=990, min_rows=200)
-    assert [(w.name, w.rows) for w in found] == [("since_change", 200)]
+    found = propose(TIMES, ("since_change",), recent_rows=250, change=990, min_rows=200)
+    assert [(w.name, w.rows) for w in found] == [("since_change", 250)]
+    both = propose(TIMES, ("recent", "since_change"), recent_rows=250, change=990, min_rows=200)
+    assert [(w.name, w.rows) for w in both] == [("recent", 250)]
     none = propose(TIMES, ("since_change",), recent_rows=0, change=None, min_rows=200)
     assert [(w.name, w.rows) for w in none] == [("all", 1000)]
 
