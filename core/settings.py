@@ -19,12 +19,15 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_retrain import Count as Count
+from core.settings_retrain import Duration as Duration
+from core.settings_retrain import GateSettings as GateSettings
+from core.settings_retrain import Guardrail as Guardrail
+from core.settings_retrain import Positive as Positive
+from core.settings_retrain import SearchSettings as SearchSettings
+from core.settings_retrain import Share as Share
 from core.spec import NAME, Metric
 
-Duration = Annotated[str, Meta(pattern=times.DURATION)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -40,19 +43,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
-
-
-class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a candidate counts as better."""
-
-    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
-    """One-sided confidence that the candidate's loss is lower than the champion's."""
-    min_rows: Annotated[int, Meta(ge=20)] = 200
-    """Labelled rows, newer than any training row, that the comparison needs."""
-    max_rows: Annotated[int, Meta(ge=20)] = 1000
-    """At most this many of the newest labelled rows are held out for it."""
-    holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
-    """Share of the labelled rows held out, within those two bounds."""
 
 
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,8 +61,27 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     this since the promotion is worth a run."""
     rows: Count = 0
     """Train on at most this many of the newest rows; 0 takes the whole history."""
+    windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (
+        "recent",
+        "all",
+        "since_change",
+        "blend",
+    )
+    """Stretches of history that compete on the newest training rows; one name: no competition.
+    `decay`: all rows, older ones weighing less; `blend`: the average of the models of `recent` and
+    `all`, which costs twice the time per prediction."""
+    recent_rows: Count = 0
+    """Rows of the window `recent`; 0 takes as many as the first version was registered with."""
+    source: str = ""
+    """Where labelled rows come from instead of the log: `package.module:function`, a Parquet file
+    or folder, or `sql:env:NAME` (a database URL) with `source_query`."""
+    source_query: str = ""
+    """SELECT with the columns id, time, label_time, the target and the inputs."""
+    source_environment: tuple[str, ...] = ()
+    """Environment variables that a source function may see; others are kept from it."""
     trainer: str = ""
     """`package.module:function` instead of refitting the champion's own pipeline."""
+    search: SearchSettings = field(default_factory=SearchSettings)
     time_limit: Duration = "1h"
     memory_limit_gb: Positive = 8.0
     watch: Duration = "60d"
