@@ -10,6 +10,7 @@
     ├── NotReady             it exists, but cannot answer yet
     │   └── Busy             too much is under way; the same request will do later
     ├── CorruptSegment       a sealed file does not match its recorded hash
+    ├── StoreUnavailable     the folder or bucket of the segments does not answer; nothing is lost
     ├── RegistryError        MLflow could not do or say what was asked
     │   ├── UntrustedArtifact  loading it would run code nobody allowed
     │   └── Conflict           somebody else moved the alias first
@@ -86,6 +87,10 @@ class Busy(NotReady):
 
 class CorruptSegment(ShelflifeError):
     """A sealed segment whose bytes do not match the manifest; it is quarantined, never read."""
+
+
+class StoreUnavailable(ShelflifeError):
+    """The store of the segments cannot be reached or refuses; trying again later is right."""
 
 
 class RegistryError(ShelflifeError):

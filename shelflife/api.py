@@ -53,6 +53,7 @@ class Api:
         get = {
             "/api/v1/models": control.models,
             one: control.model,
+            f"{one}/windows": control.windows,
             "/api/v1/commands/{id}": control.command,
             "/api/v1/incidents": control.incidents,
             "/api/v1/runs": control.runs,

@@ -130,6 +130,12 @@ def _table(name: str) -> Any:
     raise InputError("reference", name, "a file that ends in .parquet or .csv")
 
 
+def do_import(given: argparse.Namespace) -> int:
+    from shelflife.importing import command
+
+    return command.run(given, _out, _say)
+
+
 def do_check(given: argparse.Namespace) -> int:
     from shelflife import actions
 
@@ -226,6 +232,12 @@ def do_runs(given: argparse.Namespace) -> int:
     rows = show.fetch(Service.open(given.settings).ledger, "runs", given)
     _out(given, rows, show.runs(rows, detailed=given.id is not None))
     return OK
+
+
+def do_log(given: argparse.Namespace) -> int:
+    from shelflife import log_command
+
+    return log_command.run(given, _who(given) if "by" in given else "")
 
 
 def do_doctor(given: argparse.Namespace) -> int:

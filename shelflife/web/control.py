@@ -19,11 +19,12 @@ from starlette.responses import PlainTextResponse, Response
 from core import schema
 from core.errors import InputError, NotFound
 from core.ledger import Ledger
-from core.times import iso
+from core.times import iso, parse_time
+from monitor import scores
 from monitor.log.records import SampleLog
 from shelflife import commands, metrics
 from shelflife.web.edge import Bodies, answer, decode
-from shelflife.web.limits import identifier
+from shelflife.web.limits import MAX_VERSION, identifier
 from shelflife.web.specs import Specs
 from shelflife.web.wire import ActionIn
 
@@ -105,6 +106,25 @@ class Control:
         summary = await self._summary(name)
         check = json.loads(row["result"]) if row else None
         return answer({**summary, "log": msgspec.to_builtins(counts), "check": check})
+
+    async def windows(self, request: Request) -> Response:
+        """The realised metric by event-time window, corrected as labels arrive, oldest first."""
+        name, asked = await self._model(request), request.query_params
+        since, until = (
+            parse_time(asked[key], field=key) if key in asked else None
+            for key in ("since", "until")
+        )
+        version = asked.get("version")
+        if version is not None:
+            identifier(version, "version", MAX_VERSION)
+        found = await run_in_threadpool(
+            scores.listed, self._ledger, name, since=since, until=until, version=version
+        )
+        rows = [
+            {**msgspec.to_builtins(each), "coverage": each.coverage, "scored": iso(scored)}
+            for each, scored in found
+        ]
+        return answer({"model": name, "windows": rows})
 
     async def incidents(self, request: Request) -> Response:
         """Incidents, newest first."""

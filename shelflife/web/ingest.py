@@ -74,7 +74,7 @@ class Ingest:
     async def predictions(self, request: Request) -> Response:
         """Log rows that were answered elsewhere."""
         model = await run_in_threadpool(self._specs.name, str(request.path_params["model"]))
-        atomic, key = _flag(request, "atomic"), _idempotency(request)
+        atomic, key = _atomic(request), _idempotency(request)
         media = media_type(request)
         async with counted(self._count, model), self._bodies.read(request) as body:
             out = await run_in_threadpool(self._keep, model, media, body, atomic, key)
@@ -114,7 +114,7 @@ class Ingest:
     async def labels(self, request: Request) -> Response:
         """Log what turned out true."""
         model = await run_in_threadpool(self._specs.name, str(request.path_params["model"]))
-        atomic, media = _flag(request, "atomic"), media_type(request)
+        atomic, media = _atomic(request), media_type(request)
         async with counted(self._count, model), self._bodies.read(request) as body:
             out = await run_in_threadpool(self._keep_labels, model, media, body, atomic)
         return answer(out, status=400 if isinstance(out, Nothing) else 200)
@@ -196,11 +196,14 @@ def read_rows(
 def append(
     log: SampleLog, settings: Settings, model: str, made: Sequence[Prediction], now: datetime
 ) -> tuple[int, int, int]:
-    """Commit the rows of the sample; returns how many were new, duplicates and unsampled."""
+    """Offer rows to the log, which keeps its sample of them and counts what it was offered.
+
+    Returns how many were new, duplicates and unsampled.
+    """
     rate = settings.model(model).sample_rate
-    sample = made if rate >= 1 else [row for row in made if kept(row.id, rate)]
-    new = log.append(sample, received=now)
-    return new, len(sample) - new, len(made) - len(sample)
+    inside = sum(kept(row.id, rate) for row in made)
+    new = log.append(made, received=now)
+    return new, inside - new, len(made) - inside
 
 
 def _label(model: str, each: LabelIn, now: datetime, limits: Limits) -> Label:
@@ -229,11 +232,15 @@ def _labels_out(
     }
 
 
-def _flag(request: Request, name: str) -> bool:
-    given = request.query_params.get(name, "false")
+def _atomic(request: Request) -> bool:
+    """Whether one bad row is to refuse all: `?atomic=true`, or a preference for strict handling.
+
+    Source: RFC 7240 section 4.4.
+    """
+    given = request.query_params.get("atomic", "false")
     if given not in ("true", "false"):
-        raise InputError(name, given, "true or false")
-    return given == "true"
+        raise InputError("atomic", given, "true or false")
+    return given == "true" or "handling=strict" in request.headers.get("prefer", "").lower()
 
 
 def _idempotency(request: Request) -> str:

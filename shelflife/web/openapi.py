@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from core import schema as tables
 from monitor.log.records import LabelReceipt, LogCounts
+from monitor.results import WindowScore
 from shelflife.commands import ACTIONS
 from shelflife.web import inference_schema, wire
 from shelflife.web.document import MODEL, REF, STATUS, Json, operation, path_parameter, ref, said
@@ -23,7 +24,8 @@ from shelflife.web.ingest import ARROW, NDJSON
 
 _TYPES: tuple[Any, ...] = (
     wire.PredictionsIn, wire.LabelsIn, wire.ActionIn, wire.PredictionsOut, wire.EventsOut,
-    wire.Failure, wire.Nothing, LogCounts, inference_schema.InferenceRequest,
+    wire.Failure, wire.Nothing, LogCounts, WindowScore,
+    inference_schema.InferenceRequest,
 )  # fmt: skip
 
 
@@ -183,6 +185,7 @@ def _control() -> Json:
             "parameters": [MODEL],
             "get": operation("One model", {200: said("The model.", full)}, 404, 503),
         },
+        f"{one}/windows": _windows(),
         f"{one}/actions/{{action}}": {
             "parameters": [MODEL, action],
             "post": operation(
@@ -215,6 +218,37 @@ def _control() -> Json:
             "get": operation("This document", {200: said("OpenAPI 3.1.", {"type": "object"})})
         },
     }  # fmt: skip
+
+
+def _windows() -> Json:
+    window = {
+        "allOf": [ref("WindowScore")],
+        "required": ["coverage", "scored"],
+        "properties": {
+            "coverage": {"type": "number", "minimum": 0, "maximum": 1},
+            "scored": {"type": "string", "format": "date-time"},
+        },
+    }
+    found = {
+        "type": "object",
+        "required": ["model", "windows"],
+        "properties": {
+            "model": {"type": "string"},
+            "windows": {"type": "array", "items": window},
+        },
+    }
+    parameters = [
+        MODEL,
+        _query("since", "Windows from this moment on.", type="string", format="date-time"),
+        _query("until", "Windows before this moment.", type="string", format="date-time"),
+        _query("version", "Only this version's.", type="string", minLength=1, maxLength=64),
+    ]
+    return {
+        "parameters": parameters,
+        "get": operation(
+            "The realised metric by window", {200: said("Oldest first.", found)}, 400, 404, 503
+        ),
+    }
 
 
 def _listing(name: str, component: str, parameters: list[Json]) -> Json:

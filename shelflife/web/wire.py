@@ -94,20 +94,6 @@ class PredictionsOut(Struct, frozen=True, kw_only=True):
     """The id of every row, in order, where some had none; null for refused rows."""
 
 
-class LabelsOut(Struct, frozen=True, kw_only=True):
-    """What became of a batch of labels; everything but `refused` is committed."""
-
-    received: int
-    new: int
-    """First labels of logged predictions."""
-    changed: int
-    """Repeats and corrections."""
-    unknown: int
-    """Labels that wait for their prediction."""
-    refused: int = 0
-    problems: tuple[Problem, ...] = ()
-
-
 class EventsOut(Struct, frozen=True, kw_only=True):
     """What became of CloudEvents; everything but `refused` is committed."""
 

@@ -142,6 +142,8 @@ def test_all_or_nothing_where_it_is_asked_for(web: Any) -> None:
     told = web.post(f"{PREDICTIONS}?atomic=true", json=body)
     assert told.status_code == 400
     assert "predictions[1].outputs" in told.json()["error"]
+    strict = {"Prefer": "respond-async, handling=strict"}
+    assert web.post(PREDICTIONS, json=body, headers=strict).status_code == 400
     assert web.rows() == []
     assert web.post(f"{PREDICTIONS}?atomic=perhaps", json=body).status_code == 400
     # Nothing left of a request is a 400 too, so that a client which looks at nothing else notices.
