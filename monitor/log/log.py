@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import CorruptSegment
 from core.ledger import Ledger
-from monitor.log import hot, labels, segments
+from monitor.log import append, hot, labels, segments
 from monitor.log.records import Label, LabelReceipt, LogCounts, Prediction, Role, Rows
 from monitor.log.segments import Written
 
@@ -38,8 +38,7 @@ class InferenceLog:
         """See `SampleLog.append`."""
         if not rows:
             return 0
-        with self.ledger.write() as tx:
-            return hot.insert(tx, self.ledger, rows, received)
+        return append.append(self.ledger, append.encode(rows), received)
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""

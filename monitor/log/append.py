@@ -1,0 +1,116 @@
+"""The appending side of the log: rows into the hot table, each event once, as fast as SQL goes.
+
+It talks to the driver's own cursor (`Ledger.write_raw`): SQLAlchemy's share of a small append is as
+large as the commit. Nothing heavy is imported here; it runs in serving workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from core.ledger import Ledger
+from core.times import micros
+from monitor.log.hot import key
+from monitor.log.records import Prediction
+
+#: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON).
+Encoded = tuple[str, str, str, str, str, str, int, str, str]
+
+_COLUMNS = (
+    "model, source, event_id, prediction_id, version, role, time, inputs, outputs, received"
+)
+_SQLITE = (
+    f"INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+    " ON CONFLICT DO NOTHING"
+)
+_POSTGRES = (
+    f"INSERT INTO predictions ({_COLUMNS})"  # noqa: S608
+    " SELECT *, %s::bigint FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::bigint[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING"
+)
+_SEALED = {
+    True: "SELECT event FROM sealed_keys WHERE event IN (SELECT value FROM json_each(?))",
+    False: "SELECT event FROM sealed_keys WHERE event = ANY(%s::text[])",
+}
+_UNDO = (
+    "DELETE FROM predictions USING unnest(%s::text[], %s::text[]) AS gone(source, event_id)"
+    " WHERE predictions.source = gone.source AND predictions.event_id = gone.event_id"
+)
+_json = msgspec.json.Encoder().encode
+
+
+def encode(rows: Iterable[Prediction]) -> list[Encoded]:
+    """Rows as the hot table holds them."""
+    encoded, last, time = list[Encoded](), None, 0
+    for row in rows:
+        if row.time is not last:  # the rows of one request share their moment
+            last, time = row.time, micros(row.time)
+        encoded.append(
+            (
+                row.model,
+                row.source,
+                row.event_id or row.id,
+                row.id,
+                row.version,
+                row.role,
+                time,
+                _json(row.inputs).decode(),
+                _json(row.outputs).decode(),
+            )
+        )
+    return encoded
+
+
+def append(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
+    """Commit rows in one transaction; events that are hot or sealed already are skipped.
+
+    Returns how many were new.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: nothing was committed.
+    """
+    moment = micros(received)
+    with ledger.write_raw() as cursor:
+        if ledger.sqlite:
+            return _into_sqlite(cursor, rows, moment)
+        return _into_postgres(cursor, rows, moment)
+
+
+def _into_sqlite(cursor: Any, rows: Sequence[Encoded], received: int) -> int:
+    # The write lock is ours, so nobody seals between the look and the insert.
+    if cursor.execute("SELECT 1 FROM sealed_keys LIMIT 1").fetchone() is not None:
+        sealed = _sealed(cursor, rows, sqlite=True)
+        rows = [row for row in rows if _event(row) not in sealed] if sealed else rows
+    cursor.executemany(_SQLITE, [(*row, received) for row in rows])
+    return max(int(cursor.rowcount), 0)
+
+
+def _into_postgres(cursor: Any, rows: Sequence[Encoded], received: int) -> int:
+    # In order of the key: two workers with the same events must not deadlock.
+    ordered = sorted(rows, key=itemgetter(2, 1))
+    cursor.execute(_POSTGRES, (received, *map(list, zip(*ordered, strict=True))))
+    new = int(cursor.rowcount)
+    # Only now, when no row of ours can be sealed under another's hands: what was sealed before the
+    # insert is visible to this statement, so that a replayed event cannot slip in between.
+    sealed = _sealed(cursor, rows, sqlite=False)
+    if sealed:
+        gone = [row for row in rows if _event(row) in sealed]
+        cursor.execute(_UNDO, ([row[1] for row in gone], [row[2] for row in gone]))
+        new -= int(cursor.rowcount)
+    return new
+
+
+def _event(row: Encoded) -> str:
+    return key(row[1], row[2])
+
+
+def _sealed(cursor: Any, rows: Sequence[Encoded], *, sqlite: bool) -> Collection[str]:
+    events = [_event(row) for row in rows]
+    wanted = _json(events).decode() if sqlite else events
+    cursor.execute(_SEALED[sqlite], (wanted,))
+    return {found for (found,) in cursor.fetchall()}
