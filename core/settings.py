@@ -119,6 +119,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Share of predictions that are logged, chosen by a hash of their id."""
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
+    commit_within: Duration = "10ms"
+    """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
     repeat_every: Duration = "7d"

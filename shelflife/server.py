@@ -7,7 +7,9 @@ while checks and training run elsewhere.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -43,13 +45,24 @@ def build(service: Service) -> Starlette:
 
 
 def serve(service: Service) -> int:
-    """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first."""
+    """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first.
+
+    A second signal cuts short what is being answered, never what was promised to be logged: the
+    interpreter ends by itself, and the log's writer commits its queue on the way out.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    uvicorn.run(build(service), **options(service.settings))
+    # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
+    signal.signal(signal.SIGTERM, _leave)
+    with suppress(KeyboardInterrupt):
+        uvicorn.run(build(service), **options(service.settings))
     service.close()
     return 0
+
+
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def options(settings: Settings) -> dict[str, Any]:
