@@ -6,17 +6,19 @@ large as the commit. Nothing heavy is imported here; it runs in serving workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from core.ledger import Ledger
+from core.spec import Scalar
 from core.times import micros
 from monitor.log.hot import key
-from monitor.log.records import Prediction
+from monitor.log.records import Prediction, Role
 
 #: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON).
 Encoded = tuple[str, str, str, str, str, str, int, str, str]
@@ -64,6 +66,49 @@ def encode(rows: Iterable[Prediction]) -> list[Encoded]:
             )
         )
     return encoded
+
+
+class Columns(Struct, frozen=True, kw_only=True):
+    """Rows of one model and version as columns of equal length: what Arrow or Parquet holds."""
+
+    model: str
+    version: str
+    ids: Sequence[str]
+    times: Sequence[int]  # event times, whole microseconds since 1970 UTC
+    inputs: Mapping[str, Sequence[Scalar]]
+    outputs: Mapping[str, Sequence[float]]
+    role: Role = "champion"
+    source: str = "serving"
+    event_ids: Sequence[str] | None = None  # the ids when not given
+
+
+def encode_columns(columns: Columns) -> list[Encoded]:
+    """Columns as the hot table holds them, without a struct per row.
+
+    Raises:
+        ValueError: columns of different lengths.
+    """
+    c = columns
+    fixed = (c.version, c.role)
+    return [
+        (c.model, c.source, event or identity, identity, *fixed, time, inputs, outputs)
+        for event, identity, time, inputs, outputs in zip(
+            c.event_ids or c.ids,
+            c.ids,
+            c.times,
+            _objects(c.inputs, len(c.ids)),
+            _objects(c.outputs, len(c.ids)),
+            strict=True,
+        )
+    ]
+
+
+def _objects(columns: Mapping[str, Sequence[object]], rows: int) -> Iterable[str]:
+    if not columns:
+        return ["{}"] * rows
+    names = list(columns)
+    lines = zip(*columns.values(), strict=True)
+    return [_json(dict(zip(names, values, strict=True))).decode() for values in lines]
 
 
 def append(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:

@@ -40,6 +40,12 @@ class InferenceLog:
             return 0
         return append.append(self.ledger, append.encode(rows), received)
 
+    def append_columns(self, columns: append.Columns, *, received: datetime) -> int:
+        """`append` for rows that come as columns (Arrow, Parquet): no struct is made per row."""
+        if not columns.ids:
+            return 0
+        return append.append(self.ledger, append.encode_columns(columns), received)
+
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""
         if not labels_:
