@@ -51,6 +51,7 @@ class _Batch(Struct, eq=False):
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Logged]
     since: float  # monotonic seconds
+    start: float  # when its commit should begin: at once, or at half of its time
     due: float  # when its commit has to be over; `since` where an answer waits for it
 
 
@@ -78,7 +79,7 @@ class LogWriter:
         self._limit, self._wait = queue_rows, wait.total_seconds()
         self._queue: deque[_Batch] = deque()
         self._rows = 0  # in the queue and in the commit under way
-        self._due: float | None = None  # of the batch in the queue that cannot wait longest
+        self._start: float | None = None  # of the batch in the queue that cannot wait longest
         self._wake = threading.Condition()
         self._busy_since: float | None = None
         self._oldest: float | None = None  # when the first row that is not committed came
@@ -110,16 +111,19 @@ class LogWriter:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Logged] = loop.create_future()
         since = monotonic()
-        due = since if within is None else since + within.total_seconds()
+        span = 0.0 if within is None else within.total_seconds()
+        start = since + span / 2
         with self._wake:
             room = self._closing is None and self._rows + len(rows) <= self._limit
             if room:
-                self._queue.append(_Batch(rows, loop, done, since, due))
+                self._queue.append(_Batch(rows, loop, done, since, start, since + span))
                 self._rows += len(rows)
                 if self._oldest is None:
                     self._oldest = since
-                if self._due is None or due < self._due or self._rows >= _GROUP:
-                    self._due = due if self._due is None else min(due, self._due)
+                sooner = self._start is None or start < self._start
+                if sooner:
+                    self._start = start
+                if sooner or self._rows >= _GROUP:
                     self._wake.notify()
         if not room:
             self.count(rows[0].model, "shed", len(rows))
@@ -210,8 +214,7 @@ class LogWriter:
         with self._wake:
             quiet = monotonic() + _COUNT_EVERY
             while self._closing is None and self._rows < _GROUP:
-                # Half as much again as a commit takes, and 1 ms for the thread to wake up.
-                start = quiet if self._due is None else self._due - 1.5 * self._cost - 0.001
+                start = quiet if self._start is None else self._start - self._cost
                 pause = min(start, quiet) - monotonic()
                 if pause <= 0:
                     break
@@ -220,7 +223,7 @@ class LogWriter:
             while self._queue and (not group or rows + len(self._queue[0].rows) <= _GROUP):
                 group.append(self._queue.popleft())
                 rows += len(group[-1].rows)
-            self._due = min((batch.due for batch in self._queue), default=None)
+            self._start = min((batch.start for batch in self._queue), default=None)
             self._busy_since = monotonic() if group else None
             return group
 

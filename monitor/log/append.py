@@ -6,8 +6,8 @@ large as the commit. Nothing heavy is imported here; it runs in serving workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from core.ledger import Ledger
 from core.spec import Scalar
-from core.times import micros
+from core.times import EPOCH, micros
 from monitor.log.hot import key
 from monitor.log.records import Prediction, Role
 
@@ -43,29 +43,45 @@ _UNDO = (
     "DELETE FROM predictions USING unnest(%s::text[], %s::text[]) AS gone(source, event_id)"
     " WHERE predictions.source = gone.source AND predictions.event_id = gone.event_id"
 )
-_json = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_json = _encoder.encode
 
 
-def encode(rows: Iterable[Prediction]) -> list[Encoded]:
+def encode(rows: Sequence[Prediction]) -> list[Encoded]:
     """Rows as the hot table holds them."""
-    encoded, last, time = list[Encoded](), None, 0
-    for row in rows:
-        if row.time is not last:  # the rows of one request share their moment
-            last, time = row.time, micros(row.time)
-        encoded.append(
-            (
-                row.model,
-                row.source,
-                row.event_id or row.id,
-                row.id,
-                row.version,
-                row.role,
-                time,
-                _json(row.inputs).decode(),
-                _json(row.outputs).decode(),
-            )
+    return [
+        (
+            row.model,
+            row.source,
+            row.event_id or row.id,
+            row.id,
+            row.version,
+            row.role,
+            _micros(row.time),
+            inputs,
+            outputs,
         )
-    return encoded
+        for row, inputs, outputs in zip(
+            rows,
+            _lines([row.inputs for row in rows]),
+            _lines([row.outputs for row in rows]),
+            strict=True,
+        )
+    ]
+
+
+def _lines(values: list[Any]) -> list[str]:
+    """Each value as JSON; one call for all of them is a third faster than one each."""
+    lines = _encoder.encode_lines(values).decode().split("\n")
+    lines.pop()  # after the last newline
+    return lines
+
+
+def _micros(moment: datetime) -> int:
+    if moment.tzinfo is not UTC:
+        return micros(moment)
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 class Columns(Struct, frozen=True, kw_only=True):
@@ -103,12 +119,12 @@ def encode_columns(columns: Columns) -> list[Encoded]:
     ]
 
 
-def _objects(columns: Mapping[str, Sequence[object]], rows: int) -> Iterable[str]:
+def _objects(columns: Mapping[str, Sequence[object]], length: int) -> list[str]:
     if not columns:
-        return ["{}"] * rows
+        return ["{}"] * length
     names = list(columns)
-    lines = zip(*columns.values(), strict=True)
-    return [_json(dict(zip(names, values, strict=True))).decode() for values in lines]
+    rows = zip(*columns.values(), strict=True)
+    return _lines([dict(zip(names, values, strict=True)) for values in rows])
 
 
 def append(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
