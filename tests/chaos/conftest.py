@@ -46,6 +46,17 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return name
 
 
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)][: 2 if LONG else 1]
+)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """`url`, on PostgreSQL only in the long part: what is tested does not depend on the store."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    name: str = request.getfixturevalue("postgres_database")
+    return name
+
+
 @pytest.fixture
 def long() -> bool:
     """Whether the long part runs."""

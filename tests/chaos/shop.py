@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,15 @@ ROWS = 3  # of each request
 LOG_WAIT = 1.0  # seconds
 
 
-@dataclass
 class Caller(threading.Thread):
     """Asks one request after another; keeps what each answer said of its rows, and when."""
 
-    port: int
-    name: str
-    body: dict[str, Any]
-    said: dict[str, tuple[str, float]] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
-    slow: int = 0  # answers that took longer than LOG_WAIT
-
-    def __post_init__(self) -> None:
-        super().__init__(name=self.name, daemon=True)
+    def __init__(self, port: int, name: str, body: dict[str, Any]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.port, self.body = port, body
+        self.said: dict[str, tuple[str, float]] = {}
+        self.failed: list[str] = []
+        self.slow = 0  # answers that took longer than LOG_WAIT
         self.stopping = threading.Event()
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ import resource
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,21 +35,20 @@ def make_shop(home: Path, serving_tools: Any, versions: Any, shop_module: Any) -
     return make
 
 
-def through(shop: Any, process: Any, fault: Any, seconds: float) -> None:
-    """Ask before, during and after a fault, then stop; at least one request is shed in it."""
-    shop.call()
-    shop.wait_for(lambda: shop.words()["committed"] >= 10)
+def through(shop: Any, fault: Any, seconds: float) -> None:
+    """Answers before, during and after a fault; at least 20 requests are shed in it."""
+    start = shop.words()
+    shop.wait_for(lambda: shop.words()["committed"] >= start["committed"] + 10)
     with fault:
         before = shop.words()
         end = time.monotonic() + seconds
-        shop.wait_for(lambda: shop.words()["shed"] > 20, seconds=seconds + 60)
+        shop.wait_for(lambda: shop.words()["shed"] > before["shed"] + 20, seconds=seconds + 60)
         shop.wait_for(lambda: time.monotonic() > end, seconds=seconds + 60)
         during = shop.words()
         assert during["queued"] > before["queued"]
     shop.wait_for(lambda: shop.words()["committed"] >= during["committed"] + 10)
     # Who asked when the fault began waited once, and nobody waits for a log known to be away.
-    assert sum(caller.slow for caller in shop.callers) <= 2 * len(shop.callers)
-    shop.stop(process)
+    assert sum(caller.slow for caller in shop.callers) <= 4 * len(shop.callers)
 
 
 @contextmanager
@@ -69,15 +69,6 @@ def locked(url: str) -> Iterator[None]:
         other.close()
 
 
-def test_a_locked_database(
-    url: str, home: Path, make_shop: Any, start_process: Any, read: Any, long: bool
-) -> None:
-    shop = make_shop(url)
-    with shop.run(start_process) as process:
-        through(shop, process, locked(url), 60.0 if long else 2.0)
-    shop.check(read(url, home / "segments"))
-
-
 @contextmanager
 def short_files(process: Any) -> Iterator[None]:
     """Every write of the process to a file fails (EFBIG, which SQLite reports as an I/O error)."""
@@ -89,27 +80,46 @@ def short_files(process: Any) -> Iterator[None]:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
 
 
-def test_an_io_error(home: Path, make_shop: Any, start_process: Any, read: Any, long: bool) -> None:
+def test_a_lock_and_io_errors(
+    home: Path, make_shop: Any, start_process: Any, read: Any, long: bool
+) -> None:
     url = f"sqlite:///{home / 'ledger.db'}"
     shop = make_shop(url)
     with shop.run(start_process) as process:
-        through(shop, process, short_files(process), 20.0 if long else 1.0)
+        shop.call()
+        through(shop, locked(url), 60.0 if long else 3.0)
+        through(shop, short_files(process), 20.0 if long else 0.5)
+        shop.stop(process)
     shop.check(read(url, home / "segments"))
 
 
+@pytest.mark.postgres
+def test_a_lock_and_postgres_going_away(
+    home: Path, own_postgres: Any, make_shop: Any, start_process: Any, read: Any, long: bool
+) -> None:
+    shop = make_shop(own_postgres.url)
+    with shop.run(start_process) as process:
+        shop.call()
+        through(shop, locked(own_postgres.url), 60.0 if long else 3.0)
+        through(shop, own_postgres.away(), 20.0 if long else 0.5)
+        shop.stop(process)
+    shop.check(read(own_postgres.url, home / "segments"))
+
+
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
     """A file system of 24 MB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="shelflife-small-"))
+    place.chmod(0o755)  # PostgreSQL's user must reach it
     command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=777", "tmpfs", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
+    place.rmdir()
 
 
 @contextmanager
@@ -135,7 +145,9 @@ def test_a_full_disk(
     url = f"sqlite:///{small_disk / 'ledger.db'}"
     shop = make_shop(url)
     with shop.run(start_process) as process:
-        through(shop, process, full(small_disk), 20.0 if long else 1.0)
+        shop.call()
+        through(shop, full(small_disk), 20.0 if long else 0.5)
+        shop.stop(process)
     shop.check(read(url, home / "segments"))
 
 
@@ -149,6 +161,8 @@ def test_a_full_disk_under_postgres(
     read: Any,
     long: bool,
 ) -> None:
+    if not long:
+        pytest.skip("a minute more: make chaos")
     place = small_disk / "tables"
     place.mkdir()
     place.chmod(0o700)
@@ -162,7 +176,9 @@ def test_a_full_disk_under_postgres(
         url = postgres.replace("/postgres?", "/small?")
         shop = make_shop(url)
         with shop.run(start_process) as process:
-            through(shop, process, full(small_disk), 20.0 if long else 1.0)
+            shop.call()
+        through(shop, full(small_disk), 20.0 if long else 0.5)
+        shop.stop(process)
         shop.check(read(url, home / "segments"))
     finally:
         with admin.connect() as connection:
@@ -171,19 +187,10 @@ def test_a_full_disk_under_postgres(
         admin.dispose()
 
 
-@pytest.mark.postgres
-def test_postgres_goes_away_and_comes_back(
-    home: Path, own_postgres: Any, make_shop: Any, start_process: Any, read: Any, long: bool
-) -> None:
-    shop = make_shop(own_postgres.url)
-    with shop.run(start_process) as process:
-        through(shop, process, own_postgres.away(), 20.0 if long else 1.0)
-    shop.check(read(own_postgres.url, home / "segments"))
-
-
 def test_a_second_signal_loses_nothing_that_was_accepted(
-    url: str, home: Path, make_shop: Any, start_process: Any, read: Any
+    any_url: str, home: Path, make_shop: Any, start_process: Any, read: Any
 ) -> None:
+    url = any_url
     shop = make_shop(url)
     with shop.run(start_process, durability="relaxed", commit_within="20s") as process:
         shop.call(1)
@@ -200,9 +207,9 @@ def test_a_second_signal_loses_nothing_that_was_accepted(
 
 
 def test_relaxed_loses_at_most_its_bound_to_kill_9(
-    url: str, home: Path, make_shop: Any, start_process: Any, read: Any
+    any_url: str, home: Path, make_shop: Any, start_process: Any, read: Any
 ) -> None:
-    bound = 1.0
+    url, bound = any_url, 1.0
     shop = make_shop(url)
     with shop.run(start_process, durability="relaxed", commit_within=f"{bound}s") as process:
         shop.call()
