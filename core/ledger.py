@@ -58,6 +58,9 @@ class Ledger:
         if self.sqlite:
             event.listen(self.engine, "begin", self._begin)
         self._writer = self.engine.execution_options(shelflife_write=True)
+        # Connections of `write_raw`: on SQLite they never wait inside a statement.
+        self._raw = sa.create_engine(self.url, **(options if self.sqlite else {}))
+        event.listen(self._raw, "connect", _configure_raw if self.sqlite else _configure_postgres)
 
     def create(self) -> Ledger:
         """Create what is missing of the schema; safe to call at every start, by several at once.
@@ -105,10 +108,10 @@ class Ledger:
         """
         connection: sa.PoolProxiedConnection | None = None
         try:
-            connection = self.engine.raw_connection()
+            connection = self._raw.raw_connection()
             cursor = connection.cursor()
             if self.sqlite:
-                self._begin_immediate(connection.driver_connection)
+                self._wait_for_lock(connection.driver_connection)
             yield cursor
             connection.commit()
         except BaseException as error:
@@ -128,8 +131,8 @@ class Ledger:
             error, connection.dbapi_connection, None
         )
         if lost:
-            connection.invalidate(error)
-            self.engine.dispose()  # the others in the pool were lost with it
+            connection.invalidate(error if isinstance(error, Exception) else None)
+            self._raw.dispose()  # the others in the pool were lost with it
         else:
             connection.rollback()
 
@@ -149,30 +152,33 @@ class Ledger:
             raise self._translated(error) from error
 
     def _begin_immediate(self, connection: Any) -> None:
+        # BEGIN itself must not wait; other statements keep the driver's timeout.
+        connection.execute("PRAGMA busy_timeout=0")
+        try:
+            self._wait_for_lock(connection)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout={int(self._busy * 1000)}")
+
+    def _wait_for_lock(self, connection: Any) -> None:
         """Take SQLite's write lock, or wait for it: at most `busy`, in short random steps.
 
         SQLite's own busy handler waits longer with each try (up to 0.1 s), so that who has waited
         longest looks least often; among steady writers some starve until they time out.
         """
-        # BEGIN itself does not wait; other statements keep the driver's timeout.
-        connection.execute("PRAGMA busy_timeout=0")
-        try:
-            give_up = monotonic() + self._busy
-            step = _STEP
-            while True:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                        raise
-                    if monotonic() > give_up:
-                        raise
-                else:
-                    return
-                sleep(step * random.uniform(0.5, 1.5))  # noqa: S311
-                step = min(step * 1.05, _LONGEST_STEP)
-        finally:
-            connection.execute(f"PRAGMA busy_timeout={int(self._busy * 1000)}")
+        give_up, step = None, _STEP
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                give_up = give_up or monotonic() + self._busy
+                if monotonic() > give_up:
+                    raise
+            else:
+                return
+            sleep(step * random.uniform(0.5, 1.5))  # noqa: S311
+            step = min(step * 1.05, _LONGEST_STEP)
 
     def insert_ignore(self, table: sa.Table) -> Any:
         """An INSERT that skips rows whose key is already there."""
@@ -209,6 +215,7 @@ class Ledger:
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+        self._raw.dispose()
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -217,6 +224,11 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _configure_raw(connection: sqlite3.Connection, record: object) -> None:
+    _configure(connection, record)
+    connection.execute("PRAGMA busy_timeout=0")  # whoever begins, waits: see `_wait_for_lock`
 
 
 def _configure_postgres(connection: Any, _record: object) -> None:

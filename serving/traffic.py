@@ -295,12 +295,15 @@ class LogWriter:
             amounts = dict(self._unsaved)
         if not amounts:
             return
+        self._busy_since = monotonic()  # answers must not wait for this either
         try:
             with self._ledger.write() as tx:
                 self._ledger.count_in(tx, amounts)
         except Exception as error:
             _log.warning("counters_not_saved", extra={"error": str(error)})
             return  # they are written with the next ones
+        finally:
+            self._busy_since = None
         with self._counting:
             self._unsaved -= Counter(amounts)  # drops what reached zero
 
