@@ -127,7 +127,7 @@ class Ours:
 
 
 def _columns(table: pa.Table) -> Columns:
-    found = {name: table.column(name).to_pylist() for name in table.column_names}
+    found = {name: _values(table.column(name)) for name in table.column_names}
     return Columns(
         model="m",
         version="1",
@@ -137,6 +137,12 @@ def _columns(table: pa.Table) -> Columns:
         outputs={name[4:]: values for name, values in found.items() if name[:4] == "out."},
         source="serving/m",
     )
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_string(column.type) or column.null_count:
+        return column.to_pylist()
+    return column.to_numpy().tolist()  # four times faster for numbers
 
 
 def systems(folder: Path, postgres: Callable[[], str] | None) -> dict[str, Bare | Ours]:

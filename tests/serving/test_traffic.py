@@ -204,6 +204,7 @@ def test_relaxed_rows_gather_and_late_ones_are_counted(room: Any) -> None:
         said = [await log.log([prediction(f"a{i}")], strict=False, within=within) for i in range(5)]
         await asyncio.sleep(1.0)  # the gate is shut: five rows are late by now
         said.append(await log.log([prediction("b")], strict=False, within=within))
+        await asyncio.sleep(0.5)
         gate.open.set()
         await _settled(log)
         said.append(await log.log([prediction("c")], strict=False, within=timedelta(hours=1)))
