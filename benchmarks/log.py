@@ -1,4 +1,4 @@
-"""The inference log beside bare SQLite, from the first append to the ten-thousandth, and in serving.
+"""The inference log beside bare SQLite, from its first append to its ten-thousandth, in serving.
 
     .venv/bin/python benchmarks/log.py [--json] [--quick] [append] [flat] [read] [serving]
 

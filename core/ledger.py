@@ -28,7 +28,7 @@ _BUSY_MS = 20_000  # how long a writer waits for another before it gives up
 _STEP = 0.001  # seconds between two tries for the write lock, give or take half
 _LONGEST_STEP = 0.005
 #: Event ids are often random, so that an append touches a page of the key's index per row: a cache
-#: that holds the index (16 MB) and a rarer checkpoint (every 4,000 pages) write each page less often.
+#: that holds the index (16 MB) and a rarer checkpoint (4,000 pages) write each page less often.
 _PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",

@@ -53,6 +53,7 @@ defaults:                     # for every model, unless its own section says oth
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
   # sample_rate: 1.0          # share of predictions that are logged
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
+  # commit_within: 10ms        # relaxed: what a crash can lose
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty

@@ -23,9 +23,7 @@ from monitor.log.records import Prediction, Role
 #: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON).
 Encoded = tuple[str, str, str, str, str, str, int, str, str]
 
-_COLUMNS = (
-    "model, source, event_id, prediction_id, version, role, time, inputs, outputs, received"
-)
+_COLUMNS = "model, source, event_id, prediction_id, version, role, time, inputs, outputs, received"
 _SQLITE = (
     f"INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
     " ON CONFLICT DO NOTHING"
@@ -127,7 +125,7 @@ def _objects(columns: Mapping[str, Sequence[object]], length: int) -> list[str]:
     return _lines([dict(zip(names, values, strict=True)) for values in rows])
 
 
-def append(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
+def commit(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
     """Commit rows in one transaction; events that are hot or sealed already are skipped.
 
     Returns how many were new.

@@ -21,9 +21,7 @@ def key(*parts: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def of_ids(
-    connection: sa.Connection, model: str, ids: Collection[str]
-) -> sa.ColumnElement[bool]:
+def of_ids(connection: sa.Connection, model: str, ids: Collection[str]) -> sa.ColumnElement[bool]:
     """The hot rows of a model with these prediction ids.
 
     An event id that is the prediction id (nearly all are) is found by the unique index, any other

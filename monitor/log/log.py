@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import CorruptSegment
 from core.ledger import Ledger
-from monitor.log import append, hot, labels, segments
+from monitor.log import hot, labels, segments
+from monitor.log.append import Columns, commit, encode, encode_columns
 from monitor.log.records import Label, LabelReceipt, LogCounts, Prediction, Role, Rows
 from monitor.log.segments import Written
 
@@ -38,13 +39,13 @@ class InferenceLog:
         """See `SampleLog.append`."""
         if not rows:
             return 0
-        return append.append(self.ledger, append.encode(rows), received)
+        return commit(self.ledger, encode(rows), received)
 
-    def append_columns(self, columns: append.Columns, *, received: datetime) -> int:
+    def append_columns(self, columns: Columns, *, received: datetime) -> int:
         """`append` for rows that come as columns (Arrow, Parquet): no struct is made per row."""
         if not columns.ids:
             return 0
-        return append.append(self.ledger, append.encode_columns(columns), received)
+        return commit(self.ledger, encode_columns(columns), received)
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""
