@@ -16,7 +16,7 @@ test: $(VENV)/.development  ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(VENV)/.development  ## 200 kills, full disks, long locks, 1,000 flipped bits (15 minutes)
-	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos $(ARGS)
+	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos --log-cli-level=INFO $(ARGS)
 
 install: $(VENV)/.development  ## the set-up alone
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import logging
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 from core.ledger import Ledger
 from serving import deploy
 
+_log = logging.getLogger("chaos")
 ROWS = 3  # of each request
 LOG_WAIT = 1.0  # seconds
 
@@ -142,6 +144,7 @@ class Shop:
         there = Counter(event.rpartition(":")[0] for _, event in found.events)
         assert not found.doubled()
         said = self.said
+        _log.info("answers: %s", dict(self.words()))
         kept = {name for name, (word, _) in said.items() if word in KEPT}
         shed = {name for name, (word, _) in said.items() if word == "shed"}
         assert {name for name in kept if there[name] != ROWS} == set()

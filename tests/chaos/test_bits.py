@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from core.ledger import Ledger
 from monitor.log.log import InferenceLog
 from monitor.log.records import Prediction
 
+_log = logging.getLogger("chaos")
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -55,6 +57,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, long: bool)
             _release(tmp_path)
         else:
             same(found, whole)
+    _log.info("%d of %d flips refused, 0 wrong", refused, 1000 if long else 60)
     assert refused  # every one of them, as it is: the hash is of all bytes
     path.write_bytes(data)
     same(log.read("m"), whole)

@@ -64,7 +64,8 @@ def write(log: InferenceLog, name: str, rng: random.Random) -> None:
 def seal(log: InferenceLog, rng: random.Random) -> None:
     """Seal what is there, until killed."""
     while True:
-        log.seal(before=datetime.now(UTC))
+        if log.seal(before=datetime.now(UTC)):
+            say("sealed")
         time.sleep(rng.random() * 0.05)
 
 
