@@ -286,13 +286,21 @@ def fence(context: RunContext, run_id: str) -> Callable[[sa.Connection], None]:
 
     def assert_ours(tx: sa.Connection) -> None:
         context.guard(tx)
-        table = schema.runs
-        query = sa.select(table.c.active).where(table.c.id == run_id)
-        # FOR UPDATE: on PostgreSQL a person who ends the run waits until this write is over.
-        if tx.scalar(query.with_for_update()) is None:
-            raise LeaseLost(f"run {run_id} has been ended meanwhile")
+        assert_active(tx, run_id)
 
     return assert_ours
+
+
+def assert_active(tx: sa.Connection, run_id: str) -> None:
+    """Assert that nobody has ended the run.
+
+    Raises:
+        LeaseLost: somebody has.
+    """
+    query = sa.select(schema.runs.c.active).where(schema.runs.c.id == run_id)
+    # FOR UPDATE: on PostgreSQL a person who ends the run waits until this write is over.
+    if tx.scalar(query.with_for_update()) is None:
+        raise LeaseLost(f"run {run_id} has been ended meanwhile")
 
 
 # --- the ledger's side of one step ---------------------------------------------------------------
@@ -377,5 +385,13 @@ def step_text(ledger: Ledger, run_id: str, name: StepName) -> str:
     """The raw result of a step; empty when there is none."""
     table = schema.run_steps
     query = sa.select(table.c.result).where(table.c.run_id == run_id, table.c.name == name)
+    with ledger.read() as tx:
+        return str(tx.scalar(query) or "")
+
+
+def step_error(ledger: Ledger, run_id: str, name: StepName) -> str:
+    """What a step said when it could not be done; empty when it said nothing."""
+    table = schema.run_steps
+    query = sa.select(table.c.error).where(table.c.run_id == run_id, table.c.name == name)
     with ledger.read() as tx:
         return str(tx.scalar(query) or "")

@@ -27,10 +27,11 @@ from shelflife.demo.receiver import OnCall
 from shelflife.demo.replay import Caller, wait_ready
 from shelflife.demo.screen import Screen
 from shelflife.register import register
+from shelflife.runs import advance
 from shelflife.scheduler import deploy_all
 from shelflife.service import Service, wall_clock
 from shelflife.supervisor import Supervisor, parts
-from shelflife.tick import advance, tick
+from shelflife.tick import tick
 
 _READY = 60.0  # seconds for the serving process to answer
 _REPORTS = timedelta(days=160)  # of event time between two batches of Evidently reports

@@ -20,9 +20,10 @@ from registry.loading import load_estimator
 from registry.versions import Version
 from shelflife import actions, commands
 from shelflife.register import register
+from shelflife.runs import advance
 from shelflife.scheduler import deploy_all, run_due
 from shelflife.service import Service
-from shelflife.tick import advance, measure, tick
+from shelflife.tick import measure, tick
 
 DAYS = timedelta(days=1)
 
