@@ -145,9 +145,12 @@ def _second(
     try:
         version = registry.get(model, beside.version)
         known = pointer.challenger if pointer is not None else None
-        if known is not None and (known.version, known.sha256) == (version.version, version.sha256):
-            if _whole(store.prepared(home, known.folder), look_inside=False):
-                return known, ""
+        if (
+            known is not None
+            and (known.version, known.sha256) == (version.version, version.sha256)
+            and _whole(store.prepared(home, known.folder), look_inside=False)
+        ):
+            return known, ""
         return prepare(registry, home, version, trust_pickle=trust_pickle), ""
     except ShelflifeError as error:
         return None, f"version {beside.version} cannot run beside the champion: {error}"

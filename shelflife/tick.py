@@ -134,16 +134,17 @@ def decide(
         at=at,
     )
     decision = policy.decide(evidence, settings.retrain, at=at)
-    if decision.action == "rollback" and promoted is not None and promoted.by_a_person:
-        if not settings.retrain.rollback_of_people:
-            who = promoted.by if promoted.kind == "forced" else "a person"
-            return msgspec.structs.replace(
-                decision,
-                action="ask",
-                reason=f"{found.reason}; {who} promoted it, so a person decides",
-                would_change="`shelflife rollback`, or retrain.rollback_of_people: true",
-            )
-    return decision
+    if decision.action != "rollback" or promoted is None or not promoted.by_a_person:
+        return decision
+    if settings.retrain.rollback_of_people:
+        return decision
+    who = promoted.by if promoted.kind == "forced" else "a person"
+    return msgspec.structs.replace(
+        decision,
+        action="ask",
+        reason=f"{found.reason}; {who} promoted it, so a person decides",
+        would_change="`shelflife rollback`, or retrain.rollback_of_people: true",
+    )
 
 
 def start_run(

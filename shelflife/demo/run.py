@@ -26,9 +26,9 @@ from shelflife.demo import story, summary
 from shelflife.demo.receiver import OnCall
 from shelflife.demo.replay import Caller, wait_ready
 from shelflife.demo.screen import Screen
+from shelflife.deploying import deploy_all
 from shelflife.register import register
 from shelflife.runs import advance
-from shelflife.scheduler import deploy_all
 from shelflife.service import Service, wall_clock
 from shelflife.supervisor import Supervisor, parts
 from shelflife.tick import tick
