@@ -133,7 +133,7 @@ def resting(
     Raises:
         RegistryError: MLflow did not say who is champion.
     """
-    if name == "approve" and run.state == "waiting":
+    if name == "approve" and run.state == "waiting" and context.settings.retrain.mode == "approve":
         champion = present(context, run)
         return champion == run.champion and not _expired(context, run, at)
     if name in ("shadow", "canary"):

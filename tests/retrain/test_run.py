@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from core import schema
-from core.errors import LeaseLost, NotFound
+from core import failpoints, schema
+from core.errors import InputError, LeaseLost, NotFound, RegistryError, ShelflifeError
 from core.ledger import Ledger, release_lease, take_lease
 from core.settings import GateSettings, ModelSettings, RetrainSettings
 from core.spec import ModelSpec
@@ -30,8 +30,9 @@ from monitor.log.records import Label, Prediction
 from registry.promotion import observe, promote, rollback
 from registry.versions import Registry
 from retrain import run as runs
-from retrain.run import RunContext, RunState, abandon, advance, start
-from retrain.watch import Judgement, look, watched
+from retrain.manual import abandon, approve, reject
+from retrain.run import RunContext, RunState, advance, start
+from retrain.watch import Judgement, failed_promotions, look, watched
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 TRAINED_UNTIL = START + 599 * timedelta(minutes=30)
@@ -174,7 +175,7 @@ def gated(
     here = settle(tmp_path_factory.mktemp("gated") / "home", template, logged(True), mode="approve")
     run_id = here.start()
     waiting = here.advance(run_id)
-    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "promote", "2")
+    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "approve", "2")
     assert here.told[-1][0] == "waiting"
     here.ledger.close()
     return here.home, run_id
@@ -219,7 +220,8 @@ def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
     assert (here.alias("champion"), here.alias("previous")) == ("2", "1")
     assert here.alias("challenger") is None
     kinds = [kind for kind, _ in here.told]
-    assert kinds == [*runs.STEPS, "promoted"]
+    quiet = ("shadow", "approve", "canary")  # nothing was wanted of them
+    assert kinds == [*(step for step in runs.STEPS if step not in quiet), "promoted"]
     version = here.registry.get("toy", "2")
     assert version.tags["shelflife.gate"] == "passed"
     assert version.tags["shelflife.run_id"] == run_id
@@ -393,9 +395,124 @@ def test_a_run_that_waits_for_a_person_can_be_abandoned(
     waiting: Callable[..., World], gated: tuple[Path, str]
 ) -> None:
     here, run_id = waiting(mode="approve"), gated[1]
-    done = abandon(here.context, run_id, reason="not wanted", at=AT)
-    assert (done.state, done.outcome) == ("abandoned", "not wanted")
+    done = abandon(here.registry, here.ledger, run_id, by="ann", reason="not wanted", at=AT)
+    assert (done.state, done.outcome) == ("abandoned", "abandoned by ann: not wanted")
     assert here.advance(run_id) == done
+    assert here.alias("challenger") is None
+    with pytest.raises(ShelflifeError, match="finished already"):
+        abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT)
+
+
+def test_a_person_approves_and_the_run_goes_the_usual_way(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    with pytest.raises(InputError, match="who says so"):
+        approve(here.ledger, run_id, by=" ", reason="", at=AT)
+    assert approve(here.ledger, run_id, by="ann", reason="I looked", at=AT).state == "running"
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    newest = here.promotions()[-1]
+    assert (newest.kind, newest.by, newest.run_id) == ("gate", "ann", run_id)
+    assert newest.reason.startswith("I looked; ")
+    assert here.alias("challenger") is None
+    for act in (approve, lambda *a, **k: reject(here.registry, *a, **k)):
+        with pytest.raises(ShelflifeError, match="only a run that waits"):
+            act(here.ledger, run_id, by="bob", reason="", at=AT)
+
+
+def test_a_person_rejects(waiting: Callable[..., World], gated: tuple[Path, str]) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    done = reject(here.registry, here.ledger, run_id, by="ann", reason="too odd", at=AT)
+    assert (done.state, done.outcome) == ("refused", "ann rejected version 2: too odd")
+    assert (here.alias("champion"), here.alias("challenger")) == ("1", None)
+    assert runs.untold(here.ledger, "toy") == [run_id]
+
+
+def test_an_approval_that_nobody_gives_expires(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve", approval_expires="5d"), gated[1]
+    assert here.advance(run_id, at=AT + timedelta(days=4)).state == "waiting"
+    done = here.advance(run_id, at=AT + timedelta(days=6))
+    assert (done.state, done.outcome) == ("abandoned", "nobody approved version 2 within 5 d")
+    assert here.alias("challenger") is None
+
+
+def test_an_approved_artifact_that_changed_in_the_store_is_not_promoted(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    """The tag and the cache still say what the gate saw; the files in the store do not."""
+    here, run_id = waiting(mode="approve"), gated[1]
+    location = here.registry.client.get_model_version_download_uri("toy", "2")
+    [model] = Path(location.removeprefix("file://")).glob("*.skops")
+    kept, data = model.read_bytes(), bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    try:
+        approve(here.ledger, run_id, by="ann", reason="", at=AT)
+        done = here.advance(run_id)
+    finally:
+        model.write_bytes(kept)  # other tests use this store
+    assert done.state == "failed"
+    assert "in the artifact store, the gate judged" in done.outcome
+    assert (here.alias("champion"), here.alias("challenger")) == ("1", None)
+
+
+def test_what_a_run_left_half_done_is_not_promoted_after_it_was_abandoned(
+    waiting: Callable[..., World], gated: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process paused right before the alias wakes up after a person has ended its run."""
+    here, run_id = waiting(), gated[1]
+
+    def end(name: str) -> None:
+        if name == "before_alias":
+            abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT)
+
+    monkeypatch.setattr(failpoints, "hook", end)
+    with pytest.raises(LeaseLost, match="ended meanwhile"):
+        here.advance(run_id)
+    assert here.alias("champion") == "1"
+    assert runs.load(here.ledger, run_id).state == "abandoned"
+    assert len(here.promotions()) == 1
+
+
+def test_mlflow_out_of_reach_is_no_try_of_a_step(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world()
+    run_id = here.start()
+
+    def down(*_: Any) -> None:
+        raise RegistryError("MLflow is down")
+
+    monkeypatch.setattr(here.registry, "by_alias", down)
+    for _ in range(6):  # more often than the step may be cut off
+        with pytest.raises(RegistryError):
+            here.advance(run_id)
+    monkeypatch.undo()
+    assert here.advance(run_id).state == "promoted"
+
+
+def test_a_rolled_back_version_is_not_promoted_again_by_its_run(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(), gated[1]
+    here.worker("w1", "1", WALL)
+    assert here.advance(run_id).step == "serve"
+    rollback(here.registry, here.ledger, "toy", by="watch", reason="worse", now=AT, champion="2")
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    assert "the champion has since moved to version 1" in done.outcome
+    assert here.alias("champion") == "1"
+    [failed] = failed_promotions(here.ledger, "toy", "1")
+    assert (failed.version, failed.run_id, failed.how, failed.reason) == (
+        "2",
+        run_id,
+        "rollback",
+        "worse",
+    )
+    assert failed_promotions(here.ledger, "toy", "2") == []
 
 
 def test_one_run_per_model_and_one_more_after_it_was_abandoned(
@@ -405,7 +522,9 @@ def test_one_run_per_model_and_one_more_after_it_was_abandoned(
     run_id = here.start()
     again = start(here.ledger, "toy", trigger="decay", reason="", by="policy", champion="1", at=AT)
     assert again is None
-    assert abandon(here.context, run_id, reason="not wanted", at=AT).state == "abandoned"
+    assert (
+        abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT).state == "abandoned"
+    )
     assert here.start() != run_id
     with pytest.raises(NotFound, match="no run"):
         here.advance("nothing")
