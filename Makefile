@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test install check format lint types screenshots clean help
+.PHONY: demo test chaos install check format lint types screenshots clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,9 @@ demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EX
 
 test: $(VENV)/.development  ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.development  ## kills, races and faults, for minutes
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
 install: $(VENV)/.development  ## the set-up alone
 

@@ -3,208 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import sqlalchemy as sa
+from toyworld import AT, TRAINED_UNTIL, WALL, World
 
 from core import failpoints, schema
 from core.errors import InputError, LeaseLost, NotFound, RegistryError, ShelflifeError
-from core.ledger import Ledger, release_lease, take_lease
-from core.settings import GateSettings, ModelSettings, RetrainSettings
+from core.ledger import release_lease, take_lease
 from core.spec import ModelSpec
 from core.times import iso
-from monitor.baseline import build, dump, load
-from monitor.log.log import InferenceLog
+from monitor.baseline import load
 from monitor.log.records import Label, Prediction
-from registry.promotion import observe, promote, rollback
-from registry.versions import Registry
+from registry.promotion import rollback
 from retrain import run as runs
 from retrain.manual import abandon, approve, reject
-from retrain.run import RunContext, RunState, advance, start
+from retrain.run import advance, start
 from retrain.watch import Judgement, failed_promotions, look, watched
-
-START = datetime(2020, 1, 1, tzinfo=UTC)
-TRAINED_UNTIL = START + 599 * timedelta(minutes=30)
-AT = START + timedelta(days=40)
-WALL = datetime(2026, 1, 1, tzinfo=UTC)
-TELL = Callable[[str, str], None]
-
-
-class World:
-    """One home folder with a champion, and a context over it."""
-
-    def __init__(self, home: Path, mlflow: str, **settings: Any) -> None:
-        self.home, self.mlflow = home, mlflow
-        self.told: list[tuple[str, str]] = []
-        self.ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
-        self.registry = Registry(mlflow, home / "mlartifacts", home / "cache")
-        self.log = InferenceLog(self.ledger, home / "segments")
-        gate = GateSettings(min_rows=100)
-        self.settings = ModelSettings(retrain=RetrainSettings(gate=gate, **settings))
-        self.context = RunContext(
-            registry=self.registry,
-            ledger=self.ledger,
-            log=self.log,
-            settings=self.settings,
-            home=home,
-            threads=1,
-            tell=lambda kind, text: self.told.append((kind, text)),
-            user_folder=home,
-        )
-
-    def start(self, at: datetime = AT) -> str:
-        run_id = start(
-            self.ledger,
-            "toy",
-            trigger="manual",
-            reason="a test",
-            by="tester",
-            champion="1",
-            at=at,
-        )
-        assert run_id is not None
-        return run_id
-
-    def advance(self, run_id: str, wall: datetime = WALL, at: datetime = AT) -> RunState:
-        return advance(self.context, run_id, at=at, wall=wall)
-
-    def alias(self, name: str) -> str | None:
-        version = self.registry.by_alias("toy", name)
-        return None if version is None else version.version
-
-    def promotions(self) -> list[Any]:
-        with self.ledger.read() as tx:
-            return list(tx.execute(sa.select(schema.promotions)).all())
-
-    def worker(self, name: str, version: str, seen: datetime, error: str = "") -> None:
-        key = schema.workers.c.worker == name
-        with self.ledger.write() as tx:
-            tx.execute(schema.workers.delete().where(key))
-            tx.execute(
-                schema.workers.insert().values(
-                    worker=name,
-                    model="toy",
-                    version=version,
-                    sha256="",
-                    loaded=seen,
-                    seen=seen,
-                    error=error,
-                )
-            )
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, champion: Any) -> Path:
-    """A home folder with an MLflow store in which version 1 is champion."""
-    home = tmp_path_factory.mktemp("template")
-    with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
-        warnings.simplefilter("ignore")
-        import mlflow.pyfunc
-        import mlflow.sklearn  # noqa: F401
-    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
-    registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts", home / "cache")
-    registry.prepare()
-    import pandas as pd
-
-    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "k": [1, 2, 3], "c": ["red", "green", "red"]})
-    baseline = build(
-        spec,
-        frame,
-        None,
-        None,
-        None,
-        created=START,
-        how="holdout",
-        trained_until=TRAINED_UNTIL,
-    )
-    version = registry.add(
-        "toy",
-        champion,
-        spec,
-        files={"spec.json": msgspec.json.encode(spec), "baseline.json": dump(baseline)},
-        tags={},
-        metrics={},
-        now=START,
-    )
-    promote(
-        registry,
-        ledger,
-        "toy",
-        version.version,
-        expected=None,
-        kind="first",
-        by="tester",
-        reason="first",
-        now=START,
-    )
-    ledger.close()
-    return home
-
-
-@pytest.fixture
-def world(
-    template: Path, logged: Callable[[bool], Path], tmp_path: Path
-) -> Iterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(turned: bool = True, **settings: Any) -> World:
-        made.append(settle(tmp_path / "home", template, logged(turned), **settings))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.ledger.close()
-
-
-@pytest.fixture(scope="session")
-def gated(
-    template: Path, logged: Callable[[bool], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A home whose run waits for approval of version 2, and that run's id."""
-    here = settle(tmp_path_factory.mktemp("gated") / "home", template, logged(True), mode="approve")
-    run_id = here.start()
-    waiting = here.advance(run_id)
-    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "approve", "2")
-    assert here.told[-1][0] == "waiting"
-    here.ledger.close()
-    return here.home, run_id
-
-
-@pytest.fixture
-def waiting(gated: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., World]]:
-    """A copy of it, with settings of the test's own."""
-    made: list[World] = []
-
-    def make(**settings: Any) -> World:
-        shutil.copytree(gated[0], tmp_path / "home")
-        world = World(tmp_path / "home", f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", **settings)
-        made.append(world)
-        return world
-
-    yield make
-    for world in made:
-        world.ledger.close()
-
-
-def settle(home: Path, template: Path, logged: Path, **settings: Any) -> World:
-    """A home with the log of `logged` and the MLflow store of `template`."""
-    shutil.copytree(logged, home)
-    shutil.copy(template / "mlflow.db", home / "mlflow.db")
-    shutil.copytree(template / "cache", home / "cache")
-    here = World(home, f"sqlite:///{home / 'mlflow.db'}", **settings)
-    observe(here.registry, here.ledger, "toy", now=START)
-    return here
 
 
 def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
