@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from core import schema
 from core.errors import LeaseLost, ShelflifeError
+from core.upgrade import add_missing
 
 _BUSY_MS = 20_000  # how long a writer waits for another before it gives up
 
@@ -47,14 +48,21 @@ class Ledger:
     def create(self) -> Ledger:
         """Create what is missing of the schema; safe to call at every start, by several at once.
 
+        A ledger of an older shelflife is brought up to the present schema (`core.upgrade`).
+
         Raises:
             ShelflifeError: the database was written by a newer shelflife.
         """
         with self.write() as tx:
             if not self.sqlite:  # CREATE TABLE IF NOT EXISTS races between processes there
                 tx.execute(sa.text("SELECT pg_advisory_xact_lock(7305437)"))
-            schema.metadata.create_all(tx)
+            schema.meta.create(tx, checkfirst=True)
             found = tx.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema"))
+            if found is not None and int(found) < schema.VERSION:
+                add_missing(tx, schema.metadata)
+                mine = schema.meta.c.key == "schema"
+                tx.execute(schema.meta.update().where(mine).values(value=str(schema.VERSION)))
+            schema.metadata.create_all(tx)
             if found is None:
                 tx.execute(schema.meta.insert().values(key="schema", value=str(schema.VERSION)))
             elif int(found) > schema.VERSION:

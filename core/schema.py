@@ -26,7 +26,8 @@ from sqlalchemy import (
 
 from core.times import from_micros, micros
 
-VERSION = 1
+#: Grows when this page does; additions only (see `core.upgrade`).
+VERSION = 2
 
 
 class UtcTime(TypeDecorator[datetime]):
