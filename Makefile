@@ -16,7 +16,7 @@ test: $(VENV)/.development  ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(VENV)/.development  ## kills, races and faults, for minutes
-	@$(BIN)/python -m pytest -m chaos $(ARGS)
+	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/serving/test_challenger.py $(ARGS)
 
 install: $(VENV)/.development  ## the set-up alone
 

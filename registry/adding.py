@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from core.errors import NotFound, UntrustedArtifact
+from core.errors import NotFound, RegistryError, UntrustedArtifact
 from core.spec import ModelSpec, valid_name
 from core.times import iso
 from registry import artifacts, loading
-from registry.store import Source, translated
+from registry.store import Source, absent, translated
 from registry.versions import (
     BASELINE_SHA256,
     CREATED,
@@ -52,7 +52,7 @@ def add(registry: Registry, model: str, estimator: Any, spec: ModelSpec, extra: 
     """See `Registry.add`."""
     valid_name(model)
     with _one_at_a_time(registry.cache, model, extra.key):
-        found = registry.by_key(model, extra.key)
+        found = _only(registry, model, extra.key)
         return found or _add(registry, model, estimator, spec, extra)
 
 
@@ -215,21 +215,28 @@ def _register(registry: Registry, model: str, source: Source, tags: Mapping[str,
             model_id=source.model_id or None,
             tags=dict(tags),
         )
-    made = registry.get(model, str(entity.version))
-    return _first(registry, made, tags.get(IDEMPOTENCY_KEY, ""))
+    key = tags.get(IDEMPOTENCY_KEY, "")
+    return _only(registry, model, key) or registry.get(model, str(entity.version))
 
 
-def _first(registry: Registry, made: Version, key: str) -> Version:
-    """Of versions that two processes made with one key the first stays, the others are deleted.
+def _only(registry: Registry, model: str, key: str) -> Version | None:
+    """The first version with this key; later ones, which only an accident makes, are deleted.
 
-    MLflow numbers versions in the order in which they are committed and knows no unique tags: so
-    whoever comes second sees the first one here, and takes its own back.
+    Two processes may add at once, and MLflow's own client repeats a request whose answer was an
+    error although the server had carried it out. MLflow knows no unique tags, but numbers versions
+    in the order in which they are committed: whoever comes second sees the first one here.
     """
-    first = registry.by_key(made.model, key) if key else None
-    if first is None or first.version == made.version:
-        return made
-    with translated(f"delete version {made.version} of {made.model}, made twice"):
-        registry.client.delete_model_version(made.model, made.version)
+    first = registry.by_key(model, key)
+    if first is None:
+        return None
+    for other in registry.versions(model):
+        if other.tags.get(IDEMPOTENCY_KEY) == key and other.version != first.version:
+            try:
+                with translated(f"delete version {other.version} of {model}, made twice"):
+                    registry.client.delete_model_version(model, other.version)
+            except RegistryError as error:
+                if not absent(error.__cause__):  # otherwise the other process was faster
+                    raise
     return first
 
 

@@ -33,17 +33,18 @@ def wall_clock() -> datetime:
 
 @contextmanager
 def alone(
-    ledger: Ledger, model: str, clock: Clock = wall_clock, *, patience: int = _TRIES
+    ledger: Ledger, model: str, clock: Clock = wall_clock, *, patience: int | None = None
 ) -> Iterator[Lease]:
     """Hold the lease for the block.
 
     Args:
-        patience: tries after the first, a tenth of a second apart. With 0 a lease that somebody
-            else has is given as one with token 0, which guards nothing and writes nothing.
+        patience: tries after the first, a tenth of a second apart; 15 s when not given. With 0 a
+            lease that somebody else has is given as one with token 0, which writes nothing.
 
     Raises:
         NotReady: somebody else had it all the time.
     """
+    patience = _TRIES if patience is None else patience
     lease = _take(ledger, model, clock)
     for _ in range(patience):
         if lease is not None:

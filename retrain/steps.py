@@ -44,7 +44,7 @@ from retrain.wording import plural
 #: Tries of a step that ended in a kill or an error of ours: one that keeps killing us must not do
 #: so for ever. Waiting for MLflow, for a person or for labels is no try.
 _ATTEMPTS: Mapping[StepName, int] = {"dataset": 3, "train": 3, "gate": 3}
-_OTHERS = 8
+_OTHERS = 20
 #: A store is out of reach: nothing is wrong with the step.
 _UNAVAILABLE = (RegistryError, OperationalError, InterfaceError, PoolTimeout)
 
