@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+import pytest
 import sqlalchemy as sa
 from fakes import FakeRegistry, fine
 from hypothesis import HealthCheck, settings
@@ -54,6 +55,11 @@ POINTS = [
     "after_challenger", "before_promote", "before_alias", *MOVES, "after_alias", "done_promote",
     "before_serve", "after_serve", "done_serve", "before_finish", "after_finish",
 ]  # fmt: skip
+POINT = st.one_of(st.none(), st.sampled_from(POINTS))
+SELDOM = st.sampled_from([False, False, False, True])
+FAULT = st.one_of(
+    st.none(), st.none(), st.tuples(st.integers(1, 40), st.sampled_from(["before", "after"]))
+)
 WHAT = ["another process", "a person moves", "files change", "rolled back", "polled", "abandoned"]
 
 
@@ -152,6 +158,7 @@ class RunMachine(RuleBasedStateMachine):
         kill: str | None,
         fault: tuple[int, str] | None,
         meanwhile: Callable[[], None] | None = None,
+        held: bool = False,
     ) -> Iterator[None]:
         """At a fail point die, or sleep past every lease while something else happens; fail the
         n-th thing asked of MLflow."""
@@ -175,6 +182,8 @@ class RunMachine(RuleBasedStateMachine):
         try:
             yield
         except Killed:
+            if not held:
+                return
             with self.ledger.write() as tx:  # a dead process gives no lease back
                 dead = schema.leases.update().where(schema.leases.c.name.in_(["alias:m", "run:m"]))
                 tx.execute(dead.values(holder="gone", expires=self.now + timedelta(days=9999)))
@@ -185,36 +194,46 @@ class RunMachine(RuleBasedStateMachine):
 
     # --- what may happen -------------------------------------------------------------------------
 
-    @rule(passes=st.booleans())
-    def start(self, passes: bool) -> None:
-        champion = self.registry.alias("champion")
-        before = runs.active(self.ledger, "m")
-        run_id = runs.start(
-            self.ledger, "m", trigger="decay", reason="", by="policy", champion=champion,
-            at=self.now,
-        )  # fmt: skip
-        assert (run_id is None) == (before is not None)  # one run per model at a time
-        if run_id is not None:
-            self.passes = passes
-            self.started.append(run_id)
+    @rule()
+    def another_is_not_started(self) -> None:
+        if runs.active(self.ledger, "m") is not None:
+            assert self._start() is None  # one run per model at a time
 
-    @rule(
-        kill=st.one_of(st.none(), st.sampled_from(POINTS)),
-        fault=st.one_of(
-            st.none(), st.tuples(st.integers(1, 30), st.sampled_from(["before", "after"]))
-        ),
-    )
-    def advance(self, kill: str | None, fault: tuple[int, str] | None) -> None:
-        with self._trouble(kill, fault):
-            runs.resume(self._context(), "m", at=self.now, wall=self.now)
+    def _start(self) -> str | None:
+        run_id = runs.start(
+            self.ledger, "m", trigger="decay", reason="", by="policy",
+            champion=self.registry.alias("champion"), at=self.now,
+        )  # fmt: skip
+        self.started += [run_id] if run_id is not None else []
+        return run_id
+
+    def _advance(self) -> None:
+        runs.resume(self._context(), "m", at=self.now, wall=self.now)
+
+    @rule(passes=st.sampled_from([True, True, True, False]), kill=POINT, held=SELDOM, fault=FAULT)
+    def work(self, passes: bool, kill: str | None, held: bool, fault: Any) -> None:
+        """Start a run where there is none, and carry it on, until something happens to us."""
+        if runs.active(self.ledger, "m") is None:
+            self.passes = passes
+            self._start()
+        with self._trouble(kill, fault, held=held):
+            self._advance()
+
+    @rule(kill=POINT, held=SELDOM)
+    def carry_on(self, kill: str | None, held: bool) -> None:
+        with self._trouble(kill, None, held=held):
+            self._advance()
 
     @rule(point=st.sampled_from(POINTS[8:]), pick=st.integers(0, 20), what=st.sampled_from(WHAT))
     def overtaken(self, point: str, pick: int, what: str) -> None:
         """The process that carries the run sleeps past its leases, somebody acts, it wakes up."""
+        if runs.active(self.ledger, "m") is None:
+            self.passes = True
+            self._start()
 
         def meanwhile() -> None:
             if what == "another process":
-                runs.resume(self._context(), "m", at=self.now, wall=self.now)
+                self._advance()
             elif what == "a person moves":
                 self.person_moves_champion(pick)
             elif what == "files change":
@@ -229,7 +248,7 @@ class RunMachine(RuleBasedStateMachine):
                 self.decide("abandon", "")
 
         with self._trouble(point, None, meanwhile):
-            runs.resume(self._context(), "m", at=self.now, wall=self.now)
+            self._advance()
 
     @rule(word=st.sampled_from(["approve", "reject", "abandon"]), fault=st.sampled_from(["", "1"]))
     def decide(self, word: str, fault: str) -> None:
@@ -368,9 +387,66 @@ class RunMachine(RuleBasedStateMachine):
 
 TestRunMachine = RunMachine.TestCase
 TestRunMachine.settings = settings(
-    max_examples=1500 if LONG else 40,
+    max_examples=1000 if LONG else 25,
     stateful_step_count=40 if LONG else 25,
     deadline=None,
     derandomize=not LONG,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+CHECKS = (
+    RunMachine.one_version_per_run,
+    RunMachine.nothing_ungated_was_promoted,
+    RunMachine.at_most_one_unfinished_run,
+    RunMachine.no_forged_file_was_promoted,
+)
+
+
+def _scene(mode: str, act: Callable[[RunMachine], None]) -> None:
+    """One machine, driven by hand; everything it promises is checked afterwards."""
+    machine = RunMachine()
+    machine.begin(mode)
+    try:
+        act(machine)
+        machine.settle()
+        for check in CHECKS:
+            check(machine)
+    finally:
+        machine.teardown()
+
+
+@pytest.mark.parametrize("mode", ["auto", "approve"])
+def test_killed_at_each_fail_point_and_again_at_the_next(mode: str) -> None:
+    def every_point(machine: RunMachine) -> None:
+        for point in POINTS:
+            machine.work(True, point, False, None)
+            if mode == "approve" and point == "after_challenger":
+                machine._advance()
+                machine.decide("approve", "")
+        first, *others = machine._rows(schema.runs)
+        assert first.state == "promoted", first.outcome
+        # A run that was resumed past the points left is done; the next kill meets another.
+        assert {row.state for row in others} <= {"promoted", "running", "waiting"}
+
+    _scene(mode, every_point)
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_overtaken_at_each_fail_point(what: str) -> None:
+    for point in POINTS[8:] if LONG else POINTS[11::2]:
+        _scene("auto", lambda machine, at=point: machine.overtaken(at, 0, what))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_mlflow_fails_at_each_request(when: str) -> None:
+    """The n-th request of a run fails, and with `after` it was carried out nevertheless."""
+
+    def failing(machine: RunMachine) -> None:
+        for n in range(1, 28, 1 if LONG else 3):
+            machine.work(True, None, False, (n, when))
+            machine.settle()
+        rows = machine._rows(schema.runs)
+        assert {row.state for row in rows} == {"promoted"}
+
+    _scene("auto", failing)
