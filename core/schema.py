@@ -88,7 +88,7 @@ sealed_keys = Table(  # so that an event replayed after sealing is still recogni
     metadata,
     Column("event", String(32), primary_key=True),  # blake2b-128 of source and event id
     Column("prediction", String(32), nullable=False, index=True),  # of model and prediction id
-    Column("segment", Id, nullable=False),
+    Column("segment", Id, nullable=False),  # the one it was sealed into: see `segment_parts`
     sqlite_with_rowid=False,
 )
 segments = Table(  # the manifest: one immutable Parquet file each
@@ -96,17 +96,52 @@ segments = Table(  # the manifest: one immutable Parquet file each
     metadata,
     _key(),
     Column("model", String(128), nullable=False),
-    _text("path"),  # relative to the log's segment folder
+    _text("path"),  # relative to the log's segment store
     Column("rows", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     _time("min_time"),
     _time("max_time"),
     _text("columns"),  # JSON object, column -> Arrow type
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
     Column("state", String(16), nullable=False),  # active or quarantined
     _time("created"),
     UniqueConstraint("path"),
     Index("segments_by_time", "model", "min_time"),
     sqlite_autoincrement=True,
+)
+segment_parts = Table(  # where rows sealed into `part` lie since it was merged or rewritten
+    "segment_parts",
+    metadata,
+    Column("part", Id, primary_key=True, autoincrement=False),
+    Column("segment", Id, nullable=False, index=True),
+)
+segment_events = Table(  # what became of a segment: the lineage of every hash a dataset names
+    "segment_events",
+    metadata,
+    _key(),
+    Column("model", String(128), nullable=False),
+    _time("at"),
+    Column("kind", String(16), nullable=False),  # compact, forget, retain or quarantine
+    Column("old", String(64), nullable=False, index=True),  # sha256
+    Column("new", String(64), nullable=True, index=True),  # sha256; NULL: deleted
+    Column("rows", Integer, nullable=False),  # of the old segment
+    Column("removed", Integer, nullable=False, server_default="0"),
+    _text("path"),  # of the old file, until it is deleted
+    _text("reason"),
+    _text("by"),
+    Index("segment_events_by_model", "model", "at"),
+    sqlite_autoincrement=True,
+)
+sampling = Table(  # what was offered to the log and what of it was kept, exactly
+    "sampling",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("hour", UtcTime, primary_key=True),  # of the event time
+    Column("rate", Float, primary_key=True),  # the rate in force
+    Column("seen", BigInteger, nullable=False, server_default="0"),  # rows offered
+    Column("kept", BigInteger, nullable=False, server_default="0"),  # of them, in the sample
+    Column("labels_seen", BigInteger, nullable=False, server_default="0"),  # by label time
+    Column("labels_kept", BigInteger, nullable=False, server_default="0"),
 )
 labels = Table(  # every distinct statement of a truth; the last by `time` wins
     "labels",
@@ -118,6 +153,7 @@ labels = Table(  # every distinct statement of a truth; the last by `time` wins
     _text("source"),
     _time("received"),
     Index("labels_by_time", "model", "time"),
+    Index("labels_by_receipt", "model", "received"),
 )
 counters = Table(  # things counted and not kept: refused requests, shed rows
     "counters",
@@ -162,6 +198,50 @@ checks = Table(
     _time("created"),
     UniqueConstraint("model", "at"),
     sqlite_autoincrement=True,
+)
+
+# --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
+window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
+    "window_scores",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("start", UtcTime, primary_key=True),  # event time, a multiple of the width
+    Column("version", String(64), primary_key=True),
+    _time("end"),
+    Column("metric", String(32), nullable=False),
+    Column("value", Float, nullable=True),
+    Column("low", Float, nullable=True),
+    Column("high", Float, nullable=True),
+    Column("n", Integer, nullable=False),  # rows that were scored
+    Column("rows", Integer, nullable=False),  # rows that were answered
+    Column("labelled", Integer, nullable=False),  # ... that have a label, usable or not
+    Column("bad_labels", Integer, nullable=False),
+    Column("label_lag", Float, nullable=True),  # median seconds from prediction to label
+    _time("scored"),  # the check that found these numbers
+)
+score_marks = Table(  # up to where each model's scores are
+    "score_marks",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    _time("at"),  # of the newest check that scored
+    _time("received", nullable=True),  # newest receipt of a row or label that it saw
+    _text("recent"),  # count and sum of the receipts of the hour before it: late commits change it
+    Column("segment", Id, nullable=False),  # newest segment that it saw
+    Column("width", BigInteger, nullable=False),  # microseconds
+    Column("metric", String(32), nullable=False),
+)
+
+# --- shelflife.importing: files and queries that were, or are being, imported --------------------
+imports = Table(
+    "imports",
+    metadata,
+    Column("id", String(32), primary_key=True),  # of the content and of how it is read
+    Column("model", String(128), nullable=False),
+    _text("source"),  # as given, without secrets
+    _time("started"),  # `received` of all its rows and labels, whenever it is resumed
+    _time("finished", nullable=True),
+    Column("position", BigInteger, nullable=False, server_default="0"),  # rows dealt with
+    _text("counts"),  # JSON object
 )
 
 # --- monitor.alert: who is told -----------------------------------------------------------------

@@ -19,12 +19,16 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_retrain import Count as Count
+from core.settings_retrain import Duration as Duration
+from core.settings_retrain import GateSettings as GateSettings
+from core.settings_retrain import Guardrail as Guardrail
+from core.settings_retrain import Positive as Positive
+from core.settings_retrain import RolloutSettings as RolloutSettings
+from core.settings_retrain import SearchSettings as SearchSettings
+from core.settings_retrain import Share as Share
 from core.spec import NAME, Metric
 
-Duration = Annotated[str, Meta(pattern=times.DURATION)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -40,37 +44,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
-
-
-class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a candidate counts as better."""
-
-    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
-    """One-sided confidence that the candidate's loss is lower than the champion's."""
-    min_rows: Annotated[int, Meta(ge=20)] = 200
-    """Labelled rows, newer than any training row, that the comparison needs."""
-    max_rows: Annotated[int, Meta(ge=20)] = 1000
-    """At most this many of the newest labelled rows are held out for it."""
-    holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
-    """Share of the labelled rows held out, within those two bounds."""
-
-
-class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a candidate goes through between the gate and being champion; nothing by default."""
-
-    shadow: Duration | Count = "0s"
-    """Answer a copy of the requests for so long (`2d`), or so many rows (`5000`), unseen by
-    callers. Ends early when the candidate is proven better or worse. `0s` skips it."""
-    canary: Share = 0.0
-    """Then answer this share of the callers, chosen by a hash of the prediction id. 0 skips it."""
-    canary_for: Duration | Count = "1d"
-    """For so long, or so many rows answered by the candidate; ends early as well."""
-    undecided: Literal["promote", "refuse"] = "promote"
-    """What becomes of a candidate about which nothing was proven by the end. The gate passed it
-    already, so it goes on unless told otherwise."""
-    watch_in_shadow: bool = False
-    """Let the old champion answer a copy of the requests while the new one is watched. Without it
-    its answers are computed from the logged inputs, which gives the same rows later."""
 
 
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,8 +62,27 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     this since the promotion is worth a run."""
     rows: Count = 0
     """Train on at most this many of the newest rows; 0 takes the whole history."""
+    windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (
+        "recent",
+        "all",
+        "since_change",
+        "blend",
+    )
+    """Stretches of history that compete on the newest training rows; one name: no competition.
+    `decay`: all rows, older ones weighing less; `blend`: the average of the models of `recent` and
+    `all`, which costs twice the time per prediction."""
+    recent_rows: Count = 0
+    """Rows of the window `recent`; 0 takes as many as the first version was registered with."""
+    source: str = ""
+    """Where labelled rows come from instead of the log: `package.module:function`, a Parquet file
+    or folder, or `sql:env:NAME` (a database URL) with `source_query`."""
+    source_query: str = ""
+    """SELECT with the columns id, time, label_time, the target and the inputs."""
+    source_environment: tuple[str, ...] = ()
+    """Environment variables that a source function may see; others are kept from it."""
     trainer: str = ""
     """`package.module:function` instead of refitting the champion's own pipeline."""
+    search: SearchSettings = field(default_factory=SearchSettings)
     time_limit: Duration = "1h"
     memory_limit_gb: Positive = 8.0
     watch: Duration = "60d"
@@ -116,6 +108,19 @@ class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
 
 
+class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which input columns the log may keep; others are neither monitored nor learned from."""
+
+    allow: tuple[str, ...] = ()
+    """Only these columns (and hashed ones) are logged; all of them when empty."""
+    deny: tuple[str, ...] = ()
+    """Never logged: missing in every row."""
+    hash: tuple[str, ...] = ()
+    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
+    key: str = ""
+    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
+
+
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is watched, retrained and logged."""
 
@@ -138,10 +143,16 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None
     """How late labels are; later ones are missed labels. Measured when not set."""
+    score_width: Duration | None = None
+    """Width of the event-time windows whose realised metric is kept and corrected as labels arrive;
+    a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
+    retention: Duration | None = None
+    """Rows older than this and their labels are deleted; kept for ever when not set."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     trust_pickle: bool = False
@@ -202,6 +213,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Folder of everything shelflife keeps; relative to the settings file."""
     ledger: str = ""
     """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
+    segments: str = ""
+    """Where sealed rows lie, this ledger's alone: a folder or an fsspec URL (`s3://bucket/prefix`);
+    a folder in `home` when empty. S3's credentials come from the environment."""
+    segments_options: dict[str, Any] = field(default_factory=dict)
+    """Handed to fsspec for `segments`, such as `{endpoint_url: http://minio:9000}`; secrets among
+    them as `env:NAME` or `file:/path`."""
     environment: str = ""
     """Named in messages: staging, production, …"""
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
@@ -225,6 +242,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.ledger or f"sqlite:///{self.home_path / 'ledger.db'}"
 
     @property
+    def segments_place(self) -> str:
+        return self.segments or str(self.home_path / "segments")
+
+    @property
     def tracking_uri(self) -> str:
         return self.mlflow.tracking_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
 
@@ -236,6 +257,23 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def span(text: Duration) -> timedelta:
     """A validated duration setting as a timedelta."""
     return times.duration(text)
+
+
+def revealed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with every `env:NAME` and `file:/path` in them replaced by the secret it names.
+
+    Raises:
+        SettingsError: see `secret`.
+    """
+    return {name: _revealed(value) for name, value in options.items()}
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return revealed(value)
+    named = isinstance(value, str) and value.startswith(("env:", "file:"))
+    found = secret(value) if named else None
+    return found.reveal() if found else value
 
 
 def secret(reference: str) -> Secret | None:
@@ -259,7 +297,7 @@ def secret(reference: str) -> Secret | None:
 
 
 def load(path: Path) -> Settings:
-    """Read and validate a settings file; relative `home` is taken from the file's folder.
+    """Read and validate a settings file; folders in it are relative to the file's own.
 
     Raises:
         SettingsError: no such file, not YAML, an unknown key, a value of the wrong type.
@@ -268,7 +306,10 @@ def load(path: Path) -> Settings:
         raise SettingsError("file", str(path), "a settings file; `shelflife init` writes one")
     settings = parse(path.read_text(), file=str(path))
     home = (path.resolve().parent / settings.home).resolve()
-    return msgspec.structs.replace(settings, home=str(home))
+    segments = settings.segments
+    if segments and "://" not in segments:
+        segments = str((path.resolve().parent / segments).resolve())
+    return msgspec.structs.replace(settings, home=str(home), segments=segments)
 
 
 def parse(text: str, *, file: str = "settings") -> Settings:

@@ -13,13 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.client import Client as Client
     from shelflife.register import register as register
 
-__all__ = ["__version__", "register"]
+__all__ = ["Client", "__version__", "register"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Client":
+        from shelflife.client import Client
+
+        return Client
     if name == "register":
         from shelflife.register import register
 

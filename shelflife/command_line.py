@@ -131,6 +131,12 @@ def _table(name: str) -> Any:
     raise InputError("reference", name, "a file that ends in .parquet or .csv")
 
 
+def do_import(given: argparse.Namespace) -> int:
+    from shelflife.importing import command
+
+    return command.run(given, _out, _say)
+
+
 def do_check(given: argparse.Namespace) -> int:
     from shelflife import actions
 
@@ -259,6 +265,12 @@ def _decide(given: argparse.Namespace) -> int:
         row = _follow(service, row.model, row.id, seconds=_APPROVED)
     _out(given, row, show.run(row))
     return FAILED if row.state == "failed" else OK
+
+
+def do_log(given: argparse.Namespace) -> int:
+    from shelflife import log_command
+
+    return log_command.run(given, _who(given) if "by" in given else "")
 
 
 def do_doctor(given: argparse.Namespace) -> int:
