@@ -273,7 +273,12 @@ def _move(
     if move.previous:
         registry.set_alias(model, PREVIOUS, move.previous)
     fail_point("after_previous")
-    _compare(model, registry.by_alias(model, CHAMPION), move.previous or None)
+    try:
+        _compare(model, registry.by_alias(model, CHAMPION), move.previous or None)
+    except Conflict:  # a person was faster; what we announced must not be taken for their move
+        renew(ledger, lease, clock)
+        registry.tag(registry.get(model, target.version), **{_INTENT: None})
+        raise
     renew(ledger, lease, clock, guard)
     fail_point("before_move")
     registry.set_alias(model, CHAMPION, target.version)

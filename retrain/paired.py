@@ -57,13 +57,11 @@ def losses(
         ShelflifeError: the other version cannot be fetched, loaded or asked.
     """
     rows = log.read(
-        spec.name, start=since, known_at=at, roles=(role,), version=answered_by, labelled=True,
-        inputs=compute,
-    )  # fmt: skip
+        spec.name, start=since, known_at=at, roles=(role,), version=answered_by, labelled=True
+    )
     beside = log.read(
-        spec.name, start=since, known_at=at, roles=("shadow",), version=other, labelled=True,
-        inputs=False,
-    )  # fmt: skip
+        spec.name, start=since, known_at=at, roles=("shadow",), version=other, labelled=True
+    )
     place = {name: i for i, name in enumerate(beside.meta["id"])}
     found = np.array([place.get(name, -1) for name in rows.meta["id"]], dtype=np.int64)
     answers = np.full((len(rows), len(spec.outputs)), np.nan)
