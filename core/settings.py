@@ -24,6 +24,7 @@ from core.settings_retrain import Duration as Duration
 from core.settings_retrain import GateSettings as GateSettings
 from core.settings_retrain import Guardrail as Guardrail
 from core.settings_retrain import Positive as Positive
+from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
 from core.spec import NAME, Metric
@@ -86,6 +87,13 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     memory_limit_gb: Positive = 8.0
     watch: Duration = "60d"
     """How long a new champion is compared with its predecessor, which a rollback returns to."""
+    rollback_of_people: bool = False
+    """Let the watch take back what a person promoted too; otherwise it only tells and asks."""
+    approval_expires: Duration = "30d"
+    """How long a run waits for a person in mode `approve`; then it is abandoned. 0s: for ever."""
+    keep_runs: Duration = "30d"
+    """How long a finished run's work folder, and a prepared version nobody serves, is kept."""
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 
 

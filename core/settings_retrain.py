@@ -73,3 +73,21 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     folds: Annotated[int, Meta(ge=2, le=20)] = 3
     """Folds in order of time: each is judged by what was learned from the rows before it."""
     seed: Count = 0
+
+
+class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a candidate goes through between the gate and being champion; nothing by default."""
+
+    shadow: Duration | Count = "0s"
+    """Answer a copy of the requests for so long (`2d`), or so many rows (`5000`), unseen by
+    callers. Ends early when the candidate is proven better or worse. `0s` skips it."""
+    canary: Share = 0.0
+    """Then answer this share of the callers, chosen by a hash of the prediction id. 0 skips it."""
+    canary_for: Duration | Count = "1d"
+    """For so long, or so many rows answered by the candidate; ends early as well."""
+    undecided: Literal["promote", "refuse"] = "promote"
+    """What becomes of a candidate about which nothing was proven by the end. The gate passed it
+    already, so it goes on unless told otherwise."""
+    watch_in_shadow: bool = False
+    """Let the old champion answer a copy of the requests while the new one is watched. Without it
+    its answers are computed from the logged inputs, which gives the same rows later."""

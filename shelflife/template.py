@@ -101,6 +101,15 @@ defaults:                     # for every model, unless its own section says oth
     # time_limit: 1h
     # memory_limit_gb: 8
     # watch: 60d              # how long a new champion is compared with its predecessor
+    # rollback_of_people: false  # let the watch take back what a person promoted, too
+    # approval_expires: 30d   # how long a run waits for a person in mode approve
+    # keep_runs: 30d          # work folders of finished runs, prepared versions nobody serves
+    # rollout:                # between the gate and the callers; nothing by default
+    #   shadow: 0s            # a copy of the requests for so long, or so many rows (5000)
+    #   canary: 0             # then a share of the callers, 0 to 1
+    #   canary_for: 1d        # for so long, or so many rows
+    #   undecided: promote    # or refuse: at the end, when nothing is proven
+    #   watch_in_shadow: false  # let the old champion answer a copy while it is compared
     # gate:
     #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
     #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"
