@@ -56,7 +56,7 @@ class Life:
         return seen
 
     def refused(self, *, at: datetime, fresh: float | None = None) -> None:
-        """The gate refused a candidate decided on at `at` that lost `fresh` on its held-out rows."""
+        """The gate refused a candidate, decided on at `at`, that lost `fresh` on held-out rows."""
         self.refusals += 1
         self.refused_at = at
         self.expected = normal_after_refusal(self.series, self.expected, fresh)

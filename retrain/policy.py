@@ -21,6 +21,7 @@ from core.errors import InputError
 from core.settings import RetrainSettings, span
 from core.times import spell
 from monitor.results import Performance, State
+from retrain.label_first import LabelWish
 from retrain.probe import Observation
 from retrain.wording import METRIC_WORDS, plural, rounded
 from retrain.worth import PATIENCE, Worth, worth
@@ -29,13 +30,6 @@ Action = Literal["retrain", "wait", "ask", "rollback"]
 Trigger = Literal["decay", "cost", "stale", "calendar", "drift", "watch", "manual", ""]
 
 BUDGET_SPAN = timedelta(days=90)  # the quarter that `budget_per_quarter` counts in
-
-
-class LabelWish(Struct, frozen=True, kw_only=True):
-    """An unlabelled row whose label would tell most, and why."""
-
-    id: str
-    reason: str
 
 
 class PolicyEvidence(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ A tiny model of the champion's residuals, learned from *earlier* labelled parts 
 scored on the newest one. What correcting the champion with it would have saved is an honest
 estimate of the loss that a fit would recover: noise and difficulty cannot be learned from earlier
 rows, so they save nothing. One part of the stream is what one check window brings; each part is
-learned from once, at about a fiftieth of what a fit costs.
+learned from once, at about a hundredth of what a fit costs.
 
     part ──learn──► lesson ─┐
                             ├─► observe(lessons, line, next part) ──► Observation, kept
@@ -30,10 +30,11 @@ from monitor.measure.sequential import Line, growth
 if TYPE_CHECKING:
     import pandas as pd
 
-#: How many of the newest lessons each memory averages: a jump is seen with the short one first.
-MEMORIES = {"short": 2, "long": 8}
+#: How many of the newest lessons each memory averages: a jump is seen with the newest alone first.
+MEMORIES = {"newest": 1, "middle": 4, "long": 8}
 KEPT = max(MEMORIES.values())  # lessons that anybody asks for
-ROUNDS = 10  # of boosting, on one part
+ROUNDS = 5  # of boosting, on one part
+_RATE = 0.3
 _BINS = 8
 _PRIOR_ROWS = 20  # rows' worth of "no correction" in a bin
 _CODES = 251  # of categories without known levels
@@ -78,6 +79,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     errors: dict[str, float] = field(default_factory=dict)  # their standard errors
     growth: tuple[float, ...] = ()  # see `monitor.measure.sequential`
     work: float = 0.0  # rows x boosting rounds spent, to be compared with a fit's
+    since: datetime | None = None  # the part's labels became known after this moment, until `at`
+    until: datetime | None = None  # event time of its newest row
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -169,7 +172,7 @@ def learn(probe: Probe, part: Part) -> Lesson:
         if len(part) >= 2 * _PRIOR_ROWS:
             trees[index] = HistGradientBoostingRegressor(
                 max_iter=ROUNDS,
-                learning_rate=0.15,
+                learning_rate=_RATE,
                 max_leaf_nodes=8,
                 min_samples_leaf=_PRIOR_ROWS,
                 early_stopping=False,

@@ -20,7 +20,7 @@ from serving import deploy
 from serving.heartbeat import served_by
 from shelflife.leases import held
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, decide, measure, start_run, tick
+from shelflife.tick import TickResult, decide, measure, observation, start_run, tick
 
 
 def champion_of(service: Service, model: str, *, at: datetime) -> Version:
@@ -74,7 +74,8 @@ def check_now(service: Service, model: str, *, at: datetime, record: bool = True
             return result
     champion = champion_at(service, model, at=at)
     found = measure(service, champion, at=at)
-    return TickResult(check=found, decision=decide(service, champion, found, at=at))
+    seen = observation(service, champion, found, at=at)
+    return TickResult(check=found, decision=decide(service, champion, found, seen, at=at))
 
 
 def retrain_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> str:
