@@ -18,7 +18,8 @@ tells      share of forecasts with probability below .2 or above .8; right: how 
 
 Rivals: a line through the newest five points (*last slope*), the predecessors' mean life less the
 age (*mean life*), and Kaplan–Meier over the predecessors given the age, with one pseudo-life.
-Day one: champions without a path, from models fitted on earlier parts of their training window.
+Day one: champions without a path, from models fitted on sliding halves of their
+newest `init` training rows; skill is against the streams' base rate, known with hindsight.
 """
 
 from __future__ import annotations
@@ -207,10 +208,12 @@ def day_one(
         end = stream.init + k * stream.batch
         first = end - blocks * stream.batch
         ends = [START + timedelta(days=k - blocks + 1 + at) for at in range(blocks)]
-        parts = range(max(blocks // 3, 1), blocks)
+        half = blocks // 2  # of one size, so that more rows to learn from look like no decay
+        parts = range(half, blocks)
         table, expected = np.full((len(parts), blocks), np.nan), []
         for at, part in enumerate(parts):
-            held, later = _fit(stream, first, first + part * stream.batch, blocks - part)
+            to = first + part * stream.batch
+            held, later = _fit(stream, to - half * stream.batch, to, blocks - part)
             table[at, part:] = later
             expected.append(held)
         for kind, yardstick in (("rel", "relative"), ("abs", "absolute")):

@@ -24,7 +24,7 @@ Answer = Literal["yes", "no", "cannot tell"]
 STEPS = 80  # windows a life is simulated onwards; what lasts longer is "beyond"
 LEAST_LIVES = 2  # other lives that can stand in for an own path of fewer than SMOOTH points
 YES, NO = 0.8, 0.2
-_DRAWS = 400  # of each of the three views
+_DRAWS = 360  # of each view, half as many of no drift
 
 
 class Within(Struct, frozen=True, kw_only=True):

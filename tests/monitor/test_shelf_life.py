@@ -33,30 +33,57 @@ def _truth(rate: float, seen: int, tolerance: float) -> float:
     return float(np.flatnonzero(mean > 1 + tolerance)[0] + 3 - seen)
 
 
-def test_linear_decay_is_dated_and_covered() -> None:
-    """200 lives of one family whose rates differ: half the medians are within 20 % of the truth."""
-    errors, covered, told = [], [], []
+def _wandering(rng: np.random.Generator, windows: int, rate: float) -> np.ndarray:
+    """Loss ratios of a level that drifts and moves at random, with noise."""
+    walk = np.cumsum(rate + 0.03 * rng.normal(size=windows))
+    return np.exp(walk + 0.02 * rng.normal(size=windows))
+
+
+def test_linear_decay_is_dated() -> None:
+    """200 lives of a family whose rates differ: half of the medians are within 20 %."""
+    errors, told = [], []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        rates = 0.015 * np.exp(0.1 * rng.normal(size=7))
-        others = Lives(paths=tuple(_decaying(rng, 24, rate) for rate in rates[1:]))
-        got = forecast(
-            _decaying(rng, 8, rates[0]), others, tolerance=0.2, horizons=(21, 70), seed=seed
-        )
+        rates = 0.015 * np.exp(0.1 * rng.normal(size=5))
+        others = Lives(paths=tuple(_decaying(rng, 24, rate, 0.01) for rate in rates[1:]))
+        path = _decaying(rng, 8, rates[0], 0.01)
+        got = forecast(path, others, tolerance=0.2, horizons=(21, 120), seed=seed)
         true = WEEK * _truth(rates[0], 8, 0.2)
-        assert got.median is not None
-        assert got.low is not None
-        errors.append(abs(got.median / true - 1))
-        covered.append(got.low <= true <= (np.inf if got.high is None else got.high))
+        errors.append(np.inf if got.median is None else abs(got.median / true - 1))
         told += [
             each.answer == ("yes" if true <= each.days else "no")
             for each in got.within
             if each.answer != "cannot tell"
         ]
     assert np.median(errors) < 0.2
-    assert np.mean(covered) > 0.75
     assert np.mean(told) > 0.95
-    assert len(told) > 200
+    assert len(told) > 300
+
+
+def test_the_interval_covers_what_happens() -> None:
+    """200 lives that drift and wander, each continued to its end: 80 %, rather more than less.
+
+    The mixture is wider than this process needs, as real lives are not of one kind.
+    """
+    inside, early, late = [], 0, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rates = 0.01 + 0.01 * rng.normal(size=6)
+        others = Lives(paths=tuple(_path(_wandering(rng, 40, rate)) for rate in rates[1:]))
+        whole = _wandering(rng, 91, rates[0])
+        over = np.flatnonzero(np.convolve(whole, np.ones(3) / 3, "valid") > 1.25)
+        end = int(over[0]) + 3 if len(over) else 1000
+        if end <= 10:
+            continue
+        got = forecast(_path(whole[:10]), others, tolerance=0.25, seed=seed)
+        true = WEEK * (end - 10)
+        low, high = (np.inf if each is None else each for each in (got.low, got.high))
+        true = np.inf if true > 80 * WEEK else true
+        early, late = early + (true < low), late + (true > high)
+        inside.append(low <= true <= high)
+    assert len(inside) > 150
+    assert 0.75 <= np.mean(inside) <= 0.95
+    assert max(early, late) < 0.2 * len(inside)
 
 
 def test_a_steady_life_says_no() -> None:
@@ -87,14 +114,14 @@ def test_few_predecessors_still_get_a_forecast(lives: int) -> None:
     assert len(got.band) == 30
 
 
-def test_predecessors_narrow_the_interval() -> None:
+def test_predecessors_narrow_the_band() -> None:
     rng = np.random.default_rng(11)
     path = _decaying(rng, 6, 0.02)
     others = Lives(paths=tuple(_decaying(rng, 20, 0.02) for _ in range(8)))
 
     def width(lives: Lives) -> float:
-        got = forecast(path, lives, tolerance=0.2)
-        return (got.high or 999.0) / max(got.low or 1.0, 1.0)
+        band = forecast(path, lives, tolerance=0.2).band[10]
+        return band.high / band.low
 
     assert width(others) < width(Lives())
 
