@@ -163,6 +163,23 @@ counters = Table(  # things counted and not kept: refused requests, shed rows
     Column("value", BigInteger, nullable=False),
 )
 
+# --- shelflife.web: requests and responses that wait for each other ----------------------------
+event_halves = Table(  # kept until its counterpart came or is given up, then as a mark for a while
+    "event_halves",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("source", String(256), primary_key=True),
+    Column("event_id", String(256), primary_key=True),
+    Column("part", String(16), primary_key=True),  # request or response
+    Column("state", String(16), nullable=False),  # waiting, paired, refused or lost
+    _text("body"),  # the payload, JSON; empty once it is no longer waiting
+    Column("version", String(64), nullable=False, server_default=""),
+    Column("role", String(16), nullable=False, server_default="champion"),
+    _time("time"),
+    _time("received"),
+    Index("event_halves_by_state", "state", "received"),
+)
+
 # --- shelflife.scheduler: what is due, and who does it ------------------------------------------
 leases = Table(
     "leases",

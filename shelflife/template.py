@@ -30,6 +30,13 @@ TEMPLATE = """\
 #   max_batch: 256
 #   threads: 1
 
+# ingest:                     # predictions and labels from elsewhere, /api/v1
+#   max_body_mb: 8            # before and after decompression
+#   max_rows: 20000           # of one request
+#   future: 10m               # how far ahead of our clock an event time may be
+#   pair_within: 1h           # how long half a CloudEvents pair waits for the other
+#   read_within: 30s          # how long a caller may take to send a body
+
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
