@@ -44,6 +44,7 @@ from monitor.measure.shelf_life import STEPS, forecast
 
 START = datetime(2000, 1, 1, tzinfo=UTC)  # a batch is a day
 AGES, EVERY, SMOOTH, MOST = (3, 5, 8, 12, 16, 24, 32, 40), 4, 3, 40_000
+BLOCKS = 10  # of the training window of day one
 HORIZONS = (4, 8, 16)
 OURS, RIVALS = "shelflife", ("last slope", "mean life", "Kaplan–Meier")
 
@@ -82,7 +83,8 @@ def losses(folder: Folder, name: str, cache: Folder | None) -> Losses:
     expected = np.full(stream.batches, np.nan)
     for k in range(stream.batches):
         end = stream.init + k * stream.batch
-        held, later = _fit(stream, max(0, end - min(stream.window, MOST)), end, stream.batches - k)
+        first = max(0, end - min(stream.window, MOST))
+        held, later = _fit(stream, first, end, stream.batches - k, stream.batch)
         mean[k, k:], expected[k] = later, held
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -90,18 +92,18 @@ def losses(folder: Folder, name: str, cache: Folder | None) -> Losses:
     return Losses(mean, expected)
 
 
-def _fit(stream: Stream, first: int, end: int, batches: int) -> tuple[float, np.ndarray]:
-    """Expected loss of a model fitted on rows first .. end, and its loss on the batches after."""
+def _fit(stream: Stream, first: int, end: int, count: int, size: int) -> tuple[float, np.ndarray]:
+    """Expected loss of a model fitted on rows first .. end, and its loss on the blocks after."""
     order = np.arange(first, end)
     np.random.RandomState(end % 7919).shuffle(order)
     held, kept = order[: len(order) // 5], order[len(order) // 5 :]
     model = learn(stream.spec, stream.inputs[kept], stream.y[kept])
-    later = np.arange(end, end + batches * stream.batch)
+    later = np.arange(end, end + count * size)
     both = np.concatenate([held, later])
     found = row_loss(
         stream.spec, stream.outputs(answer(model, stream.inputs[both])), stream.y[both]
     )
-    rows = found[len(held) :].reshape(batches, stream.batch)
+    rows = found[len(held) :].reshape(count, size)
     return float(found[: len(held)].mean()), rows.mean(axis=1)
 
 
@@ -203,17 +205,15 @@ def day_one(
 ) -> list[Scored]:
     """Champions at age 0 from lives back-tested on the newest `init` rows of their training."""
     given, stream, found = losses(folder, name, cache), streams.read(folder, name), list[Scored]()
-    blocks = stream.init // stream.batch
+    size, half = stream.init // BLOCKS, BLOCKS // 2  # one size: more rows are not taken for decay
+    days = size / stream.batch
     for k in range(0, len(given.mean) - SMOOTH, 2 * EVERY):
-        end = stream.init + k * stream.batch
-        first = end - blocks * stream.batch
-        ends = [START + timedelta(days=k - blocks + 1 + at) for at in range(blocks)]
-        half = blocks // 2  # of one size, so that more rows to learn from look like no decay
-        parts = range(half, blocks)
-        table, expected = np.full((len(parts), blocks), np.nan), []
-        for at, part in enumerate(parts):
-            to = first + part * stream.batch
-            held, later = _fit(stream, to - half * stream.batch, to, blocks - part)
+        first = stream.init + k * stream.batch - BLOCKS * size
+        ends = [START + timedelta(days=k - (BLOCKS - 1 - at) * days) for at in range(BLOCKS)]
+        table, expected = np.full((BLOCKS - half, BLOCKS), np.nan), []
+        for at, part in enumerate(range(half, BLOCKS)):
+            to = first + part * size
+            held, later = _fit(stream, to - half * size, to, BLOCKS - part, size)
             table[at, part:] = later
             expected.append(held)
         for kind, yardstick in (("rel", "relative"), ("abs", "absolute")):
