@@ -147,6 +147,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
+    commit_within: Duration = "10ms"
+    """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
     repeat_every: Duration = "7d"

@@ -72,7 +72,8 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
     Attributes:
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
-            `unsampled` count rows, `failed` and `refused:<reason>` count requests.
+            `unsampled`, `late` (relaxed rows, committed after their bound) count rows, `failed`
+            and `refused:<reason>` count requests.
         log_waiting: rows not yet committed.
     """
 
@@ -208,7 +209,11 @@ class Serving:
         count(model, "answered", len(rows))
         if len(sample) < len(rows):
             count(model, "unsampled", len(rows) - len(sample))
-        return await self._writer.log(sample, strict=settings.durability == "strict")
+        return await self._writer.log(
+            sample,
+            strict=settings.durability == "strict",
+            within=span(settings.commit_within),
+        )
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):

@@ -70,6 +70,7 @@ defaults:                     # for every model, unless its own section says oth
   #   hash: []                # logged as a keyed hash
   #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
+  # commit_within: 10ms        # relaxed: what a crash can lose
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty

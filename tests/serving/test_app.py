@@ -275,7 +275,7 @@ def test_sampling_and_relaxed_durability(
     settings = ModelSettings(sample_rate=rate, durability="relaxed")
     with start(models={"churn": settings}) as server:
         answer = server.client().infer(tools.request(tools.rows(400), id="r"))
-        assert answer.body["parameters"]["shelflife_logged"] == "queued"
+        assert answer.body["parameters"]["shelflife_logged"] == "accepted"
     wanted = {f"r:{i}" for i in range(400) if kept(f"r:{i}", rate)}
     assert logged is None or len(wanted) == logged
     assert set(room.log.read("churn").meta["id"]) == wanted
