@@ -8,7 +8,7 @@ rise is looked at again, so that a second cause is found and a passenger of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -207,7 +207,7 @@ class _Case:
         moved.sort(reverse=True)
         for _, name in moved:
             shifted = repairs.shift(self.columns[name], self.loss, self.weights)
-            if shifted is not None:
+            if shifted is not None and shifted.gain > _Z * shifted.se and self._belongs(shifted):
                 found.append(shifted)
         if len(moved) > _COLUMNS and self.predict is not None:
             note = f"{len(moved)} columns moved; the {_COLUMNS} farthest were predicted again"
@@ -219,6 +219,29 @@ class _Case:
             found.append(label)
         segment = self._segment()
         return [*found, segment] if segment is not None else found
+
+    def _belongs(self, shifted: Repair) -> bool:
+        """Whether the rest of the rows came along with the column, as people do and units do not.
+
+        Where a population moved, the weights that bring one column back bring those that go with it
+        back too. Where a column alone was moved, they drive its companions away, and rows are
+        picked that were easy for another reason.
+        """
+        if shifted.weights is None:
+            return False
+        own = shifted.columns[0]
+        others = [c for c in (*self.columns.values(), *self.outputs) if c.name != own]
+        before, after = self._astray(others, self.weights), self._astray(others, shifted.weights)
+        return after <= 1.1 * before + _PSI
+
+    def _astray(self, columns: Sequence[Column], weights: np.ndarray) -> float:
+        """How far columns are from their baseline beyond chance, by summed PSI."""
+        rows = float(weights.sum() ** 2 / (weights**2).sum())
+        total = 0.0
+        for column in columns:
+            far = cells.psi(column.base_shares(), column.now_shares(weights))
+            total += max(0.0, far - cells.noise(column.size, len(column.base), rows))
+        return total
 
     def _segment(self) -> Repair | None:
         columns = list(self.columns.values())
