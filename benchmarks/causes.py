@@ -2,16 +2,21 @@
 
     python benchmarks/causes.py [--repeats 10] [--seed 7000] [--streams FOLDER] [--only synthetic]
 
-Each case fits a gradient boosting model, keeps a baseline it has not seen, plants one cause (or two,
-or none) in a window and asks. Every window but `nothing` also carries a decoy: a column the target
-does not depend on that drifts by a standard deviation. "Right" is: the first cause names a planted
-column and at most one other (a segment: at least one of its two columns and at most three; a label
-mix: its kind), among cases whose loss rose by 10 % or more; for `nothing` and `decoy`, that nobody
-is accused. "Kind" also asks for the right kind, "alone" for the planted columns and no other, "drift" is the column with
-the largest PSI on the same cases. Synthetic: 10,000 + 10,000 rows, 40 columns in correlated blocks
-(r up to .8), four of them categories, interactions, uneven noise. Real: data/retail.parquet and, with
---streams, every Parquet stream there (columns but `y` and `t`), rows shuffled, so that only what is
-planted is to be found.
+Each world is a gradient boosting model and rows it has not seen. A case draws a baseline and a window
+from them, plants one cause (or two, or none) in the window and asks. Every window but `nothing` also
+carries a decoy: the numeric column the model needs least drifts by a standard deviation.
+
+"Planted first" counts, among cases whose loss rose by 10 % or more, those whose first cause names a
+planted column and at most one other (a segment: one or both of its columns, at most three named; a
+label mix: its kind). "Right kind" also asks for the kind, "alone" for no column but the planted ones,
+"both named" for both of two causes anywhere in the list. For `nothing` and `decoy` nobody may be
+accused. "Drift ranking" is the column with the largest PSI on the same cases.
+
+Synthetic: 10,000 + 10,000 rows, 40 columns in correlated blocks (r .3 to .8), four of them
+categories, effects that interact, uneven noise; `shift` moves the population along the column that
+rows get harder with, `interaction` changes P(y | x) where two columns are high and low. Real:
+data/retail.parquet and, with --streams, every Parquet stream there (columns `y` and `t` and the
+inputs), rows shuffled first, so that only what is planted is there to be found.
 """
 
 from __future__ import annotations
@@ -172,7 +177,9 @@ class Planter:
     def _hard(self) -> str:
         """The column (and its direction) along which rows get harder most."""
         world = self.world
-        rows = causes.sample(world.spec, world.x, answers(world.model, world.spec, world.x), world.y)
+        rows = causes.sample(
+            world.spec, world.x, answers(world.model, world.spec, world.x), world.y
+        )
         slopes = {
             c: np.corrcoef(world.x[c].rank(pct=True).fillna(0.5), rows.loss)[0, 1]
             for c in world.strong
@@ -339,7 +346,9 @@ def real(folder: Path | None) -> list[tuple[str, pd.DataFrame, np.ndarray, str]]
     """(name, inputs, target, task) of each stream."""
     retail = pd.read_parquet(Path(__file__).parents[1] / "data" / "retail.parquet")
     drop = ["invoice", "invoice_time", "label_time", "bought_again"]
-    found = [("retail", retail.drop(columns=drop), retail["bought_again"].to_numpy(float), "binary")]
+    found = [
+        ("retail", retail.drop(columns=drop), retail["bought_again"].to_numpy(float), "binary")
+    ]
     for path in sorted(folder.glob("*.parquet")) if folder else []:
         frame = pd.read_parquet(path)
         if path.stem.startswith("retail"):

@@ -28,6 +28,7 @@ from registry import promotion
 from registry.promotion import observe
 from retrain import evidence as evidences
 from retrain import policy, run, watch
+from shelflife.asking import asking
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -62,7 +63,16 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
-    return checks.run_check(baseline, reference, evidence, history, facts, settings, at=at)
+    return checks.run_check(
+        baseline,
+        reference,
+        evidence,
+        history,
+        facts,
+        settings,
+        at=at,
+        predict=asking(service, version, baseline.spec),
+    )
 
 
 def tick(

@@ -37,6 +37,7 @@ _TRIED = 2000  # rows predicted again per column
 _COLUMNS = 40  # columns predicted again, farthest moved first
 _PSI = 0.01  # beyond chance, before a column counts as moved
 _ALIKE = 1.64  # paired difference, in standard errors, under which two columns are one group
+_RIVALS = 6  # shifted columns compared by what they do to the others
 _PREFERRED = {"broken": 1.15, "prior": 1.1, "shift": 1.1, "segment": 1.0}
 
 
@@ -108,13 +109,15 @@ def explain(
         left, left_se = case.undo(best)
         if not _rose(left, left_se, case.level) or left < _PART * rise:
             break
-    why = "" if found else (
-        f"the loss rose by {rise:.3g} ± {1.96 * se:.2g}, and undoing no column, segment or label "
-        "mix removes a clear part of it: it rose everywhere alike, or in a way not looked for"
+    why = (
+        ""
+        if found
+        else (
+            f"the loss rose by {rise:.3g} ± {1.96 * se:.2g}, and undoing no column, segment or "
+            "label mix removes a clear part of it: it rose everywhere alike, or in a way not looked for"
+        )
     )
-    return Causes(
-        causes=tuple(found), rise=rise, rise_se=se, n=n, why=why, notes=tuple(case.notes)
-    )
+    return Causes(causes=tuple(found), rise=rise, rise_se=se, n=n, why=why, notes=tuple(case.notes))
 
 
 def _usable(rows: Sample, rng: np.random.Generator) -> Sample:
@@ -193,8 +196,26 @@ class _Case:
         passed = [s for s in suspects if s.gain > max(_Z * s.se, least)]
         if not passed:
             return None
-        best = max(passed, key=lambda s: s.gain * _PREFERRED[s.kind])
-        return self._grouped(best, passed)
+        best = max(passed, key=lambda s: _credit(s, left))
+        return self._grouped(self._leading(best, passed), passed)
+
+    def _leading(self, best: Repair, passed: Sequence[Repair]) -> Repair:
+        """Of the columns that may have shifted, the one whose weights bring the others back best.
+
+        A column that was moved by itself and goes with the one that led picks easy rows as well;
+        what the two do to all other columns tells them apart.
+        """
+        rivals = [s for s in passed if s.kind == "shift" and s.gain > 0.5 * best.gain]
+        rivals.sort(key=lambda s: s.gain, reverse=True)
+        for rival in rivals[:_RIVALS] if best.kind == "shift" else ():
+            two = {best.columns[0], rival.columns[0]}
+            others = [c for c in self.columns.values() if c.name not in two]
+            if len(two) < 2 or best.weights is None or rival.weights is None:
+                continue
+            mine = self._astray(others, best.weights)
+            if self._astray(others, rival.weights) < 0.7 * mine - _PSI:
+                best = rival
+        return best
 
     def _suspects(self, left: float) -> list[Repair]:
         found: list[Repair] = []
@@ -310,7 +331,7 @@ class _Case:
 
     def _grouped(self, best: Repair, passed: list[Repair]) -> Repair:
         text = self._told(best)
-        names = list(best.columns)
+        names, own_names = list(best.columns), len(best.columns)
         if best.kind in ("shift", "broken") and best.influence is not None:
             own = self.columns[best.columns[0]]
             for other in passed:
@@ -321,8 +342,8 @@ class _Case:
                     repairs.rank_correlation(own, self.columns[other.columns[0]]) > 0.3
                 ):
                     names.append(other.columns[0])
-        if len(names) > 1:
-            text += f"; {', '.join(names[1:])} cannot be told from it"
+        if len(names) > own_names:
+            text += f"; {', '.join(names[own_names:4])} cannot be told from it"
         return replace(best, columns=tuple(names[:4]), text=text)
 
     def undo(self, cause: Repair) -> tuple[float, float]:
@@ -354,14 +375,24 @@ class _Case:
             inside = cause.mask
             here, rows = float(self.loss[inside].mean()), float(inside.mean())
             return (
-                f"rows with {rule} ({100 * rows:.0f} % of the rows) lose {here:.3g}, "
-                f"{cause.excess:.3g} more than such rows did"
+                f"where {rule} ({100 * rows:.0f} % of the rows) the loss is {here:.3g}, "
+                f"{cause.excess:.3g} above what such rows had"
             )
         if cause.kind == "prior":
             return f"the label mix moved: {_moved(self.target, self.spec.task == 'regression')}"
         column = self.columns[cause.columns[0]]
         verb = "moved" if cause.kind == "shift" else "is broken"
         return f"{column.name} {verb}: {_moved(column, True)}"
+
+
+def _credit(suspect: Repair, left: float) -> float:
+    """What suspects are ranked by: the loss removed, less what goes beyond all there is to remove.
+
+    Undoing the cause brings the loss back to its baseline and not below it: weights that do so
+    have picked easy rows.
+    """
+    beyond = max(0.0, suspect.gain - left - 2 * suspect.se)
+    return (suspect.gain - 2 * beyond) * _PREFERRED[suspect.kind]
 
 
 def _same(one: Repair, other: Repair) -> bool:

@@ -76,9 +76,7 @@ def noise(size: int, base_rows: int, now_rows: float) -> float:
     return float(unit * (size - 1 + 3 * np.sqrt(2 * (size - 1))))
 
 
-def code(
-    name: str, kind: Kind, base: pd.Series, now: pd.Series, base_loss: np.ndarray
-) -> Column:
+def code(name: str, kind: Kind, base: pd.Series, now: pd.Series, base_loss: np.ndarray) -> Column:
     """A column of the reference and the window in common cells; whatever it holds, no error.
 
     Args:
@@ -94,8 +92,9 @@ def _floats(column: pd.Series) -> np.ndarray:
 
     if column.dtype.kind not in "fiub":
         column = pd.to_numeric(column, errors="coerce")
-    values: np.ndarray = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
+    values: np.ndarray = np.array(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    values[~np.isfinite(values)] = np.nan
+    return values
 
 
 def numbers(name: str, base: np.ndarray, now: np.ndarray) -> Column:
@@ -121,9 +120,7 @@ def numbers(name: str, base: np.ndarray, now: np.ndarray) -> Column:
     return Column(name, True, base, now, cells(base), cells(now), size, edges)
 
 
-def _categories(
-    name: str, base: pd.Series, now: pd.Series, base_loss: np.ndarray
-) -> Column:
+def _categories(name: str, base: pd.Series, now: pd.Series, base_loss: np.ndarray) -> Column:
     import pandas as pd
 
     codes, found = pd.factorize(base.astype(object), use_na_sentinel=True)

@@ -44,16 +44,14 @@ class Repair:
     text: str = ""
     influence: np.ndarray | None = None
     weights: np.ndarray | None = None  # of the window's rows once it is undone
-    column: object | None = None  # repaired values for every row of the window
+    column: pd.Series | None = None  # repaired values for every row of the window
     reference: np.ndarray | None = None  # the reference's losses when broken alike
     mask: np.ndarray | None = None  # rows of a segment
     excess: float = 0.0  # their loss beyond what was expected
     rule: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def mean_gain(
-    loss: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> tuple[float, np.ndarray]:
+def mean_gain(loss: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[float, np.ndarray]:
     """Loss that other weights remove, and each row's influence on it (linearised ratio means)."""
     a, b = before / before.mean(), after / after.mean()
     old, new = float((a * loss).mean()), float((b * loss).mean())
@@ -151,7 +149,7 @@ def mapped_back(
         filled = np.flatnonzero(missing)
         filled = filled[rng.random(len(filled)) < surplus / missing.mean()]
         taken[filled] = rng.choice(known_base, len(filled))
-    repaired = base.iloc[np.maximum(taken, 0)].reset_index(drop=True)
+    repaired: pd.Series = base.iloc[np.maximum(taken, 0)].reset_index(drop=True)
     left = taken < 0
     if left.any():
         repaired = repaired.astype(object) if repaired.dtype.kind in "iub" else repaired

@@ -199,7 +199,7 @@ def _condition(column: Column, low: int, high: int) -> str:
         names = [*column.levels, "missing"][low + 1 : high + 1]
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return f"{column.name} in {{{shown}}}"
-    with_missing = high >= column.missing
+    with_missing = high >= column.missing and bool((column.now_cells == column.missing).any())
     if low >= column.missing - 1:
         return f"{column.name} missing"
     top = len(column.edges) - 1
