@@ -2,13 +2,13 @@
 
     python benchmarks/causes.py [--repeats 10] [--seed 7000] [--streams FOLDER] [--only synthetic]
 
-Each world is a gradient boosting model and rows it has not seen. A case draws a baseline and a window
-from them, plants one cause (or two, or none) in the window and asks. Every window but `nothing` also
-carries a decoy: the numeric column the model needs least drifts by a standard deviation.
+Each world is a gradient boosting model and rows it has not seen. A case draws a baseline and a
+window from them, plants one cause (or two, or none) in the window and asks. Every
+window but `nothing` also carries a decoy: the numeric column the model needs least drifts by a standard deviation.
 
-"Planted first" counts, among cases whose loss rose by 10 % or more, those whose first cause names a
-planted column and at most one other (a segment: one or both of its columns, at most three named; a
-label mix: its kind). "Right kind" also asks for the kind, "alone" for no column but the planted ones,
+"Planted first" counts, among cases whose loss rose by 10 % or more, those whose first cause names
+a planted column and at most one other (a segment: one or both of its columns, at most three named;
+a label mix: its kind). "Right kind" also asks for the kind, "alone" for no column but the planted,
 "both named" for both of two causes anywhere in the list. For `nothing` and `decoy` nobody may be
 accused. "Drift ranking" is the column with the largest PSI on the same cases.
 

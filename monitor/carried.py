@@ -17,7 +17,7 @@ from monitor.results import Causes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitor.measure.causes import Predict
+    from monitor.measure.suspects import Predict
 
 
 def carried(

@@ -31,7 +31,7 @@ from monitor.results import Causes, CheckResult, ColumnDrift, LabelFacts, Perfor
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitor.measure.causes import Predict
+    from monitor.measure.suspects import Predict
 
 _HORIZON = 10  # windows to look back for the newest label, and first for the newest prediction
 _LATE = 0.95  # quantile of the label lags at which a label counts as late

@@ -12,7 +12,7 @@ from shelflife.service import Service
 if TYPE_CHECKING:
     import pandas as pd
 
-    from monitor.measure.causes import Predict
+    from monitor.measure.suspects import Predict
     from registry.versions import Version
 
 _SECONDS = 20.0  # of answers in one check; a slow model is asked no more after that

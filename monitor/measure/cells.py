@@ -60,8 +60,9 @@ class Column:
 
 def shares(cells: np.ndarray, size: int, weights: np.ndarray | None = None) -> np.ndarray:
     """The share of the rows, or of their weights, in each of `size` cells."""
-    counts: np.ndarray = np.bincount(cells, weights=weights, minlength=size).astype(np.float64)
-    return counts / max(counts.sum(), 1e-300)
+    counts = np.bincount(cells, weights=weights, minlength=size).astype(np.float64)
+    found: np.ndarray = counts / max(counts.sum(), 1e-300)
+    return found
 
 
 def psi(base: np.ndarray, now: np.ndarray) -> float:
