@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -21,14 +21,17 @@ from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
 from monitor.baseline import Baseline, read_columns, sorted_reference
+from monitor.carried import carried
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness, thresholds
 from monitor.measure.performance import realised
-from monitor.results import CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
+from monitor.results import Causes, CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from monitor.measure.suspects import Predict
 
 _HORIZON = 10  # windows to look back for the newest label, and first for the newest prediction
 _LATE = 0.95  # quantile of the label lags at which a label counts as late
@@ -127,16 +130,21 @@ def run_check(
     settings: ModelSettings,
     *,
     at: datetime,
+    predict: Predict | None = None,
 ) -> CheckResult:
     """Measure and judge; no clock, no I/O.
 
     Args:
         reference: the version's reference sample (`monitor.baseline.reference_sample`).
         history: earlier checks of this model, newest first; three suffice.
+        predict: the version itself, inputs to outputs; asked only where the loss is worse than
+            tolerated, to see which repaired column takes the loss away.
     """
     rows = len(evidence.rows)
     drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
     performance = _performance(baseline, evidence, settings)
+    hidden = not_logged(settings.privacy, baseline.spec.columns)
+    found = _carried(baseline, reference, evidence, performance, predict, hidden)
     ages = staleness.ages(
         at=at,
         registered=facts.registered,
@@ -153,6 +161,7 @@ def run_check(
         quality=issues,
         drift=drifts,
         performance=performance,
+        causes=found.causes,
         staleness=ages,
         promoted=facts.promoted,
         label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
@@ -175,7 +184,9 @@ def run_check(
         findings=findings,
         provisional=provisional,
         labels=_labels(baseline, evidence),
-        not_logged=not_logged(settings.privacy, baseline.spec.columns),
+        not_logged=hidden,
+        causes=found.causes,
+        causes_why="; ".join(part for part in (found.why, *found.notes) if part),
     )
 
 
@@ -267,6 +278,28 @@ def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings
     why = "; ".join(part for part in (found.why, text) if part)
     bad = found.bad_labels + int(early.sum())
     return msgspec.structs.replace(found, why=why, bad_labels=bad)
+
+
+def _carried(
+    baseline: Baseline,
+    reference: pd.DataFrame,
+    evidence: Evidence,
+    performance: Performance,
+    predict: Predict | None,
+    hidden: tuple[str, ...],
+) -> Causes:
+    """What carries the loss, where it is worse than tolerated; nothing is looked for elsewhere."""
+    if performance.worse is not True:
+        return Causes()
+    rows = _only(evidence.labelled, ~labels.before_prediction(evidence.labelled.meta))
+    return carried(
+        baseline,
+        reference,
+        rows,
+        cast("Metric", performance.metric),
+        predict=predict,
+        hidden=frozenset(hidden),
+    )
 
 
 def chosen_metric(spec: ModelSpec, settings: ModelSettings) -> Metric:

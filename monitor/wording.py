@@ -7,7 +7,7 @@ from datetime import datetime
 
 from monitor.measure.drift import DECIDING
 from monitor.measure.performance import METRIC_NAMES
-from monitor.results import ColumnDrift, Performance, Statistic
+from monitor.results import Cause, ColumnDrift, Performance, Statistic
 
 _NAMED = 3  # columns a title names
 _STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²",
@@ -68,6 +68,24 @@ def loss_title(performance: Performance) -> str:
     if performance.tolerated is not None:
         title += f", tolerance {figure(performance.tolerated)}"
     return f"{title}, n {performance.n:,}"
+
+
+def carried_line(causes: Sequence[Cause]) -> str:
+    """`carried by: income broken (82 % of the rise), the label mix (12 %)`, the largest first."""
+    told = []
+    for index, cause in enumerate(causes):
+        share = f"{100 * cause.share:.0f} %" + (" of the rise" if index == 0 else "")
+        told.append(f"{_culprit(cause)} ({share})")
+    return f"carried by: {', '.join(told)}"
+
+
+def _culprit(cause: Cause) -> str:
+    names = " or ".join(cause.columns)
+    if cause.kind == "prior":
+        return "the label mix"
+    if cause.kind == "segment":
+        return f"a segment of {' and '.join(cause.columns)}"
+    return f"{names} {'broken' if cause.kind == 'broken' else 'shifted'}"
 
 
 def figure(value: float | None) -> str:

@@ -60,6 +60,9 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
+    if found.causes_why:
+        lines.append(f"  what carries the loss: {found.causes_why}")
     if found.labels:
         lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]

@@ -31,6 +31,7 @@ from registry.promotion import observe
 from retrain import evidence as evidences
 from retrain import observing, policy, run, watch
 from retrain.probe import Observation
+from shelflife.asking import asking
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -65,7 +66,16 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
-    return checks.run_check(baseline, reference, evidence, history, facts, settings, at=at)
+    return checks.run_check(
+        baseline,
+        reference,
+        evidence,
+        history,
+        facts,
+        settings,
+        at=at,
+        predict=asking(service, version, baseline.spec),
+    )
 
 
 def tick(
