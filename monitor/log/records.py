@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -63,6 +63,14 @@ class LogCounts(Struct, frozen=True, kw_only=True):
     newest: datetime | None
 
 
+class Forgotten(Struct, frozen=True, kw_only=True):
+    """What `forget` or `retain` took out of the log."""
+
+    rows: int
+    labels: int  # statements
+    segments: int = 0  # files deleted or rewritten
+
+
 class Rows(Struct, kw_only=True):
     """Rows read from the log: three frames with one common RangeIndex.
 
@@ -111,7 +119,7 @@ class SampleLog(Protocol):
         version: str | None = None,
         labelled: bool = False,
         newest: int | None = None,
-        inputs: bool = True,
+        inputs: bool | Collection[str] = True,
     ) -> Rows:
         """Rows with start <= time < end, in order of time, each with its label.
 
@@ -123,7 +131,12 @@ class SampleLog(Protocol):
             labelled: only rows that have a label (known at `known_at`).
             newest: only the newest so many rows, after the other filters.
             inputs: False leaves `inputs` and `outputs` without columns: several times faster
-                where only ids, times or labels matter.
+                where only ids, times or labels matter. Names keep only these inputs.
+
+        Rows of one time come in the order in which they arrived. Column types: `log.values`.
+
+        Raises:
+            StoreUnavailable: the segments' store cannot be reached; nothing is concluded from it.
         """
         ...
 
@@ -137,4 +150,22 @@ class SampleLog(Protocol):
 
     def segments(self, model: str) -> list[str]:
         """The sha256 of the model's active segments, oldest first."""
+        ...
+
+    def compact(self, model: str, *, at: datetime, rows: int = 100_000) -> int:
+        """Merge neighbouring small segments into ones of at most `rows` rows.
+
+        What `read` returns stays the same. Returns the segments merged away.
+        """
+        ...
+
+    def forget(
+        self, model: str, ids: Collection[str], *, at: datetime, reason: str = "", by: str = ""
+    ) -> Forgotten:
+        """Remove every row and label of these prediction ids, in hot rows, segments and keys."""
+        ...
+
+    def retain(self, model: str, *, since: datetime, at: datetime) -> Forgotten:
+        """Delete what is older than `since`: hot rows, segments whose newest row is older, and
+        the labels of both. A segment with a newer row stays whole."""
         ...
