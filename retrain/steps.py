@@ -90,7 +90,7 @@ def take(context: RunContext, run: RunState, *, at: datetime, wall: datetime) ->
         runs.finish(context, run, "failed", outcome, at=at)
         return False
     try:
-        return _DO[name](context, run, at, wall)
+        return context.steps.get(name, _DO[name])(context, run, at, wall)
     except (TooLittle, Conflict) as error:
         runs.finish(context, run, "refused", str(error), at=at)
     except (TrainerFailed, UntrustedArtifact) as error:

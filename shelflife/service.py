@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,12 @@ from monitor.log.log import InferenceLog
 
 if TYPE_CHECKING:
     import pandas as pd
+    import sqlalchemy as sa
 
     from monitor.baseline import Baseline
+    from monitor.log.records import SampleLog
     from registry.versions import Registry, Version
+    from retrain.run import RunContext
 
 SETTINGS_FILE = "shelflife.yaml"
 
@@ -57,7 +61,7 @@ class Service:
         return Ledger(self.settings.ledger_url).create()
 
     @cached_property
-    def log(self) -> InferenceLog:
+    def log(self) -> SampleLog:
         return InferenceLog(self.ledger, self.home / "segments")
 
     @cached_property
@@ -110,6 +114,20 @@ class Service:
             dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
+        )
+
+    def run_context(self, model: str, *, guard: Callable[[sa.Connection], None]) -> RunContext:
+        """What a retraining run of the model works with."""
+        from retrain.run import RunContext
+
+        return RunContext(
+            registry=self.registry,
+            ledger=self.ledger,
+            log=self.log,
+            settings=self.model(model),
+            home=self.home,
+            user_folder=self.folder,
+            guard=guard,
         )
 
     @property

@@ -246,15 +246,8 @@ def advance(
     run_id = run.active(service.ledger, model)
     if run_id is None:
         return None
-    context = run.RunContext(
-        registry=service.registry,
-        ledger=service.ledger,
-        log=service.log,
-        settings=service.model(model),
-        home=service.home,
-        user_folder=service.folder,
-        guard=lease.guard if lease is not None else _unguarded,
-    )
+    guard = lease.guard if lease is not None else _unguarded
+    context = service.run_context(model, guard=guard)
     state = run.advance(context, run_id, at=at, wall=wall)
     if state.state != "running":
         _tell(service, state, at)

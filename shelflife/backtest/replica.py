@@ -1,0 +1,179 @@
+"""One policy's own installation of shelflife, in memory: log, ledger, registry, settings.
+
+Everything that decides is the service's: `shelflife.tick` checks, tells, decides and carries runs.
+What is replaced is what would touch a disk, a server or another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+
+from core import schema
+from core.ledger import Ledger
+from core.settings import ModelSettings, Settings
+from core.spec import Metric
+from core.times import from_micros
+from monitor.check import chosen_metric
+from monitor.log.memory import MemoryLog
+from registry.promotion import promote
+from retrain.run import RunContext
+from shelflife.backtest.bank import Bank
+from shelflife.backtest.history import Window
+from shelflife.backtest.moments import NEVER
+from shelflife.backtest.registry import MemoryRegistry, as_registry
+from shelflife.reference import Reference, expected_outputs
+from shelflife.register import first_baseline
+from shelflife.service import Service
+
+if TYPE_CHECKING:
+    from monitor.baseline import Baseline
+    from registry.versions import Version
+
+
+class Replica(Service):
+    """A service without servers.
+
+    Args:
+        folder: a folder of its own for models that the watch wants as files.
+    """
+
+    def __init__(self, bank: Bank, settings: ModelSettings, folder: Path) -> None:
+        # Our own models, written a moment ago by this very process, are read back as pickles.
+        chosen = msgspec.structs.replace(settings, trust_pickle=True)
+        super().__init__(Settings(defaults=chosen, home=str(folder)), folder=folder)
+        self.bank, self.fits = bank, 0.0
+        self.memory = MemoryRegistry(folder / "models")
+        self.rows = MemoryLog()
+        self.store = Ledger("sqlite://").create()
+        # The class builds these when first used; here they exist from the start.
+        self.__dict__.update(
+            registry=as_registry(self.memory), log=self.rows, ledger=self.store
+        )
+
+    @property
+    def name(self) -> str:
+        return self.bank.spec.name
+
+    def baseline(self, version: Version) -> tuple[Baseline, pd.DataFrame]:
+        """See `Service.baseline`."""
+        kept = self.memory.kept[version.version]
+        return kept.baseline, kept.reference
+
+    def run_context(
+        self, model: str, *, guard: Callable[[sa.Connection], None]
+    ) -> RunContext:
+        """See `Service.run_context`: the steps that train work in this process."""
+        from shelflife.backtest.retraining import steps
+
+        context = super().run_context(model, guard=guard)
+        return dataclasses.replace(context, steps=steps(self))
+
+    def begin(self) -> None:
+        """Register the first model with its rows, as `shelflife register` does, and promote it."""
+        history, bank = self.bank.history, self.bank
+        at = from_micros(int(history.times[history.train]))
+        if bank.first.baseline is None:
+            bank.first.baseline = _first_baseline(bank, at)
+        built, reference = bank.first.baseline
+        version = self.memory.keep(
+            self.name, bank.first, built, reference, at=at, tags={"shelflife.trigger": "register"}
+        )
+        rows = slice(0, history.train)
+        blank = pd.DataFrame(np.nan, index=range(history.train), columns=bank.spec.outputs)
+        self._log(rows, blank, version.version, role="history", source=f"history/{self.name}")
+        promote(
+            self.registry,
+            self.ledger,
+            self.name,
+            version.version,
+            expected=None,
+            kind="first",
+            by="backtest",
+            reason="first version",
+            now=at,
+        )
+
+    def serve(self, window: Window) -> Version:
+        """Answer a window's rows with the champion and log them with their labels' times."""
+        champion = self.memory.by_alias(self.name, "champion")
+        assert champion is not None  # noqa: S101 - `begin` promoted one
+        if window.last > window.first:
+            fitted = self.memory.kept[champion.version].fitted
+            outputs = self.bank.answer(fitted, window)
+            rows = slice(window.first, window.last)
+            self._log(rows, outputs, champion.version, role="champion", source=self.name)
+        return champion
+
+    @property
+    def metric(self) -> Metric:
+        """The loss that is watched."""
+        return chosen_metric(self.bank.spec, self.settings.defaults)
+
+    def watch_span(self, window: Window) -> None:
+        """Check over this window; windows of so many rows last differently long each time."""
+        length = window.end - window.start
+        chosen = msgspec.structs.replace(self.settings.defaults, window=seconds(length))
+        self.settings = msgspec.structs.replace(self.settings, defaults=chosen)
+
+    def _log(
+        self, rows: slice, outputs: pd.DataFrame, version: str, *, role: str, source: str
+    ) -> None:
+        history = self.bank.history
+        known = history.known[rows]
+        labels = [
+            None if when == NEVER else label
+            for label, when in zip(history.labels[rows], known.tolist(), strict=True)
+        ]
+        self.rows.extend(
+            self.name,
+            ids=history.ids[rows],
+            times=history.times[rows].view("datetime64[us]"),
+            inputs=self.bank.inputs.iloc[rows].reset_index(drop=True),
+            outputs=outputs.reset_index(drop=True),
+            version=version,
+            role=role,
+            source=source,
+            labels=labels,
+            label_times=known.view("datetime64[us]"),
+        )
+
+    def pages(self, at: datetime) -> list[str]:
+        """Titles of the pages that were opened at this moment."""
+        table = schema.incidents
+        query = sa.select(table.c.title).where(
+            table.c.model == self.name, table.c.severity == "page", table.c.opened == at
+        )
+        with self.ledger.read() as tx:
+            return [str(title) for title in tx.scalars(query.order_by(table.c.id))]
+
+
+def _first_baseline(bank: Bank, at: datetime) -> tuple[Baseline, pd.DataFrame]:
+    history, known = bank.history, bank.known
+    rows = Reference(
+        inputs=bank.inputs.iloc[known].reset_index(drop=True),
+        labels=history.labels[known].tolist(),
+        times=history.moments(known),
+        label_times=[from_micros(int(when)) for when in history.known[known]],
+        ids=[history.ids[i] for i in known],
+        timed=True,
+    )
+    outputs, how = expected_outputs(bank.spec, bank.first.estimator, rows, held_out=False)
+    return first_baseline(bank.spec, rows, outputs, how=how, now=at, held_out=False)
+
+
+def seconds(length: timedelta) -> str:
+    """A span as a duration setting, exact to the microsecond."""
+    days = length / timedelta(days=1)
+    if days.is_integer():
+        return f"{days:.0f}d"
+    count = length / timedelta(seconds=1)
+    return f"{count:.0f}s" if count.is_integer() else f"{count:.6f}s"
