@@ -13,13 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.backtest.face import backtest as backtest
     from shelflife.register import register as register
 
-__all__ = ["__version__", "register"]
+__all__ = ["__version__", "backtest", "register"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "backtest":
+        from shelflife.backtest.face import backtest
+
+        return backtest
     if name == "register":
         from shelflife.register import register
 

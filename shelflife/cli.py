@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
+    from shelflife.backtest.command import options as backtest_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
         listed.add_argument("id", nargs="?", help="one of them, with everything known about it")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    backtest_options(add("backtest", "replay a history: what would policies have done, at what cost"))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
 

@@ -228,6 +228,12 @@ def do_runs(given: argparse.Namespace) -> int:
     return OK
 
 
+def do_backtest(given: argparse.Namespace) -> int:
+    from shelflife.backtest.command import run
+
+    return run(given)
+
+
 def do_doctor(given: argparse.Namespace) -> int:
     from shelflife import doctor
 

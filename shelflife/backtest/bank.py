@@ -23,6 +23,7 @@ from registry.loading import describe, predict
 from retrain.trainer import spell_labels
 from shelflife.backtest.estimators import Factory
 from shelflife.backtest.history import History, Window
+from shelflife.backtest.moments import NEVER
 from shelflife.backtest.targets import spelled
 
 if TYPE_CHECKING:
@@ -79,6 +80,17 @@ class Bank:
             hint = f"an estimator for a {spec.task} task, or --task {task}"
             raise InputError("--estimator", type(fitted.estimator).__name__, hint)
         return msgspec.structs.replace(spec, classes=classes), fitted
+
+    def unknown_classes(self) -> list[str]:
+        """Labels that no training row has, in order of appearance."""
+        strange = np.isnan(self.y) & (self.history.known < NEVER)
+        return list(dict.fromkeys(str(label) for label in self.history.labels[strange]))[:5]
+
+    def described(self) -> str:
+        """The estimator's class, or the classes of a pipeline's steps."""
+        steps = getattr(self.first.estimator, "steps", None)
+        parts = [step for _, step in steps] if steps else [self.first.estimator]
+        return " → ".join(type(part).__name__ for part in parts)
 
     def fit(self, key: str, train: Callable[[], Any]) -> Fitted:
         """What `train` fits; computed once per key.

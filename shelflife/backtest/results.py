@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -148,9 +146,3 @@ def loss_of(spec: ModelSpec, metric: Metric, losses: np.ndarray) -> float | None
     """The metric of a window's labelled rows."""
     assert metric in METRICS[spec.task]  # noqa: S101 - checked when the spec was made
     return number(aggregate(metric, losses))
-
-
-def encode(policies: dict[str, PolicyResult], facts: Facts, names: Sequence[str]) -> str:
-    """The JSON that `--json` prints; keys in the order of the command line."""
-    value = {"policies": {name: policies[name] for name in names}, "history": facts}
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
