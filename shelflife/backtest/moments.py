@@ -6,6 +6,7 @@ Nothing here guesses silently: every interpretation that a person might not expe
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -86,7 +87,7 @@ def _from_texts(column: pd.Series, notes: list[str]) -> pd.Series:
     texts = column.map(lambda value: value.strip() or None if isinstance(value, str) else value)
     strings = texts[texts.map(lambda value: isinstance(value, str))]
     zoned = strings.map(lambda text: bool(_ZONED.search(text)) and ":" in text)
-    if len(strings) and zoned.any() and not zoned.all():
+    if len(strings) and bool(zoned.any()) and not bool(zoned.all()):
         example = strings[~zoned].iloc[0]
         count = plural(int((~zoned).sum()), "time")
         hint = f"times that all have a time zone or all have none ({count} of {len(strings):,}"
@@ -95,16 +96,36 @@ def _from_texts(column: pd.Series, notes: list[str]) -> pd.Series:
         return pd.to_datetime(texts, utc=True, format="ISO8601")
     except (ValueError, TypeError):
         pass
-    bad = texts[pd.to_datetime(texts, utc=True, format="mixed", errors="coerce").isna()].dropna()
-    example = bad.iloc[0] if len(bad) else strings.iloc[0] if len(strings) else column.iloc[0]
-    try:
-        moments = pd.to_datetime(texts, utc=True)
-    except (ValueError, TypeError):
+    read = {first: _written(texts, dayfirst=first) for first in (False, True)}
+    moments = read[False] if read[False] is not None else read[True]
+    if moments is None:
         hint = "dates or ISO 8601 times such as 2026-01-31T08:00:00Z, written alike in every row"
-        raise InputError(name, example, hint) from None
-    notes.append(f"{name} is not written as ISO 8601; {strings.iloc[0]!r} was read as "
-                 f"{moments[strings.index[0]].date()}")  # fmt: skip
+        raise InputError(name, _odd(texts, column), hint)
+    example = strings.index[0]
+    notes.append(
+        f"{name} is not written as ISO 8601; {strings[example]!r} was read as "
+        f"{moments[example]:%d %B %Y}"
+    )
     return moments
+
+
+def _written(texts: pd.Series, *, dayfirst: bool) -> pd.Series | None:
+    """The texts in the one format that the first of them has; None if they are not all in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return pd.to_datetime(texts, utc=True, dayfirst=dayfirst)
+        except (ValueError, TypeError):
+            return None
+
+
+def _odd(texts: pd.Series, column: pd.Series) -> object:
+    """A value that is no time, for the message."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = pd.to_datetime(texts, utc=True, format="mixed", errors="coerce")
+    bad = texts[read.isna()].dropna()
+    return bad.iloc[0] if len(bad) else column.iloc[0]
 
 
 def spread_ties(micros: np.ndarray, batch: int, notes: list[str]) -> np.ndarray:

@@ -28,7 +28,7 @@ def read_task(column: pd.Series, given: Task | None, notes: list[str]) -> Task:
         raise InputError(name, "no label at all", "a target column with values")
     distinct = known.nunique()
     if distinct < 2:
-        only = known.iloc[0]
+        only = _plain(known.iloc[0])
         raise InputError(name, f"only {only!r}", "labels of at least two values to learn from")
     if given == "binary" and distinct != 2:
         raise InputError(name, plural(distinct, "distinct value"), "two classes for --task binary")
