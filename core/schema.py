@@ -255,6 +255,7 @@ runs = Table(
     _text("gate"),  # retrain.gate.GateResult as JSON
     # At most one unfinished run per model: the model's name while unfinished, then NULL.
     Column("active", String(128), nullable=True, unique=True),
+    Column("told", String(16), nullable=True),  # the state people were told of; NULL: not our time
     Index("runs_by_model", "model", "started"),
 )
 run_steps = Table(
@@ -285,6 +286,7 @@ promotions = Table(
     _text("reason"),
     Column("sha256", String(64), nullable=False),
     Column("run_id", String(64), nullable=True),
+    Column("token", BigInteger, nullable=False, server_default="0"),  # of the lease it moved under
     Index("promotions_by_model", "model", "at"),
     sqlite_autoincrement=True,
 )
@@ -300,6 +302,8 @@ workers = Table(
     _time("loaded"),
     _time("seen"),  # heartbeat, wall clock
     _text("error"),
+    Column("challenger", String(64), nullable=False, server_default=""),  # beside the champion
+    _text("challenger_error"),
 )
 
 # --- shelflife.api: what people asked for; the scheduler carries it out -------------------------
@@ -308,7 +312,7 @@ commands = Table(
     metadata,
     _key(),
     Column("model", String(128), nullable=False),
-    Column("action", String(32), nullable=False),  # check, retrain, promote, rollback, acknowledge
+    Column("action", String(32), nullable=False),  # see shelflife.commands.ACTIONS
     _text("arguments"),  # JSON object
     Column("by", String(128), nullable=False),
     _text("reason"),

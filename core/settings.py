@@ -96,6 +96,24 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: Count = 0
 
 
+class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a candidate goes through between the gate and being champion; nothing by default."""
+
+    shadow: Duration | Count = "0s"
+    """Answer a copy of the requests for so long (`2d`), or so many rows (`5000`), unseen by
+    callers. Ends early when the candidate is proven better or worse. `0s` skips it."""
+    canary: Share = 0.0
+    """Then answer this share of the callers, chosen by a hash of the prediction id. 0 skips it."""
+    canary_for: Duration | Count = "1d"
+    """For so long, or so many rows answered by the candidate; ends early as well."""
+    undecided: Literal["promote", "refuse"] = "promote"
+    """What becomes of a candidate about which nothing was proven by the end. The gate passed it
+    already, so it goes on unless told otherwise."""
+    watch_in_shadow: bool = False
+    """Let the old champion answer a copy of the requests while the new one is watched. Without it
+    its answers are computed from the logged inputs, which gives the same rows later."""
+
+
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether, when and how the model is retrained."""
 
@@ -135,6 +153,13 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Work folders of finished runs are deleted after this time; what was registered stays."""
     watch: Duration = "60d"
     """How long a new champion is compared with its predecessor, which a rollback returns to."""
+    rollback_of_people: bool = False
+    """Let the watch take back what a person promoted too; otherwise it only tells and asks."""
+    approval_expires: Duration = "30d"
+    """How long a run waits for a person in mode `approve`; then it is abandoned. 0s: for ever."""
+    keep_runs: Duration = "30d"
+    """How long a finished run's work folder, and a prepared version nobody serves, is kept."""
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 
 

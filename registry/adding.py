@@ -7,9 +7,12 @@ version, which the next attempt with the same idempotency key uses again.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,9 +50,13 @@ class Extra(NamedTuple):
 
 def add(registry: Registry, model: str, estimator: Any, spec: ModelSpec, extra: Extra) -> Version:
     """See `Registry.add`."""
-    found = registry.by_key(valid_name(model), extra.key)
-    if found is not None:
-        return found
+    valid_name(model)
+    with _one_at_a_time(registry.cache, model, extra.key):
+        found = registry.by_key(model, extra.key)
+        return found or _add(registry, model, estimator, spec, extra)
+
+
+def _add(registry: Registry, model: str, estimator: Any, spec: ModelSpec, extra: Extra) -> Version:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "model")
         types = _try_out(estimator, Path(work, loading.SKOPS_FILE), extra.trust_pickle)
@@ -208,7 +215,36 @@ def _register(registry: Registry, model: str, source: Source, tags: Mapping[str,
             model_id=source.model_id or None,
             tags=dict(tags),
         )
-    return registry.get(model, str(entity.version))
+    made = registry.get(model, str(entity.version))
+    return _first(registry, made, tags.get(IDEMPOTENCY_KEY, ""))
+
+
+def _first(registry: Registry, made: Version, key: str) -> Version:
+    """Of versions that two processes made with one key the first stays, the others are deleted.
+
+    MLflow numbers versions in the order in which they are committed and knows no unique tags: so
+    whoever comes second sees the first one here, and takes its own back.
+    """
+    first = registry.by_key(made.model, key) if key else None
+    if first is None or first.version == made.version:
+        return made
+    with translated(f"delete version {made.version} of {made.model}, made twice"):
+        registry.client.delete_model_version(made.model, made.version)
+    return first
+
+
+@contextmanager
+def _one_at_a_time(cache: Path, model: str, key: str) -> Iterator[None]:
+    """Processes of this machine that add with one key wait for each other."""
+    if not key:
+        yield
+        return
+    name = hashlib.sha256(f"{model} {key}".encode()).hexdigest()[:32]
+    path = cache / "adding" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file unlocks it
+        yield
 
 
 def _manage(registry: Registry, model: str) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,12 +31,13 @@ from starlette.routing import Route
 from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, shown
 from core.ledger import Ledger
 from core.settings import Settings, span
-from monitor.log.records import Prediction, SampleLog
+from monitor.log.records import Prediction, Role, SampleLog
 from monitor.log.sample import kept
 from serving.backend import ModelFailed, ModelStats, Outputs
+from serving.canary import Canary
 from serving.codec import Asked, answer, encode, refusal
 from serving.heartbeat import Heartbeat, wall_clock
-from serving.swap import Slots
+from serving.swap import Slot, Slots
 from serving.traffic import Logged, LogWriter
 
 _log = logging.getLogger("shelflife.serving")
@@ -70,7 +71,9 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
     Attributes:
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
-            `unsampled` count rows, `failed` and `refused:<reason>` count requests.
+            `unsampled` count rows, `failed` and `refused:<reason>` count requests; `shadowed`,
+            `shadow_shed`, `shadow_failed` rows, `canary_answered`, `canary_failed` (the champion
+            answered instead) and `canary_skipped` requests of a challenger.
         log_waiting: rows not yet committed.
     """
 
@@ -110,6 +113,7 @@ class Serving:
             trust_pickle=lambda model: settings.model(model).trust_pickle,
             clock=clock,
             changed=self._changed,
+            count=self._writer.count,
         )
         self._heartbeat = Heartbeat(ledger, self.slots, self.worker, clock=clock)
 
@@ -181,22 +185,49 @@ class Serving:
             raise NotReady("this worker is shutting down; ask another")
         slot = self.slots.get(model)  # an unknown model is refused before its body is read
         body = await _read(request, self._limit)
-        with slot.use(request.path_params.get("version")) as loaded:
+        pinned = request.path_params.get("version")
+        with slot.use(pinned) as loaded:
             asked = loaded.codec.decode(body)
-            outputs = await loaded.batcher.infer(asked.columns, asked.rows)
-        version = loaded.target.version
-        logged = await self._record(model, version, asked, outputs)
+            canary, version, outputs = slot.canary, loaded.target.version, None
+            if canary is not None and pinned is None:
+                outputs = await self._canary(canary, model, asked)
+            if outputs is None:
+                role: Role = "champion"
+                outputs = await loaded.batcher.infer(asked.columns, asked.rows)
+            elif canary is not None:
+                role, version = "challenger", canary.version
+        logged = await self._record(slot, version, role, asked, outputs)
         return answer(asked, outputs, model=model, version=version, logged=logged)
 
-    async def _record(self, model: str, version: str, asked: Asked, outputs: Outputs) -> Logged:
-        settings, count = self._settings.model(model), self._writer.count
-        rows = _predictions(model, version, asked, outputs, asked.time or self._clock())
+    async def _canary(self, canary: Canary, model: str, asked: Asked) -> Outputs | None:
+        """The challenger's answer, if this request is one of its share and it has one."""
+        if not canary.chosen(asked.id):
+            return None
+        if canary.resting:
+            self._writer.count(model, "canary_skipped")
+            return None
+        outputs = await canary.infer(asked.columns, asked.rows)
+        self._writer.count(model, "canary_failed" if outputs is None else "canary_answered")
+        return outputs
+
+    async def _record(
+        self, slot: Slot, version: str, role: Role, asked: Asked, outputs: Outputs
+    ) -> Logged:
+        model, count = slot.model, self._writer.count
+        settings = self._settings.model(model)
+        rows = _predictions(model, version, role, asked, outputs, asked.time or self._clock())
         rate = settings.sample_rate
         sample = rows if rate >= 1 else [row for row in rows if kept(row.id, rate)]
         count(model, "answered", len(rows))
         if len(sample) < len(rows):
             count(model, "unsampled", len(rows) - len(sample))
+        shadow = slot.shadow
+        if shadow is not None and sample:
+            shadow.offer(sample, self._submit_shadow)
         return await self._writer.log(sample, strict=settings.durability == "strict")
+
+    def _submit_shadow(self, rows: Sequence[Prediction]) -> None:
+        self._writer.submit(rows, awaited=False)
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):
@@ -279,7 +310,7 @@ def build(
 
 
 def _predictions(
-    model: str, version: str, asked: Asked, outputs: Outputs, time: datetime
+    model: str, version: str, role: Role, asked: Asked, outputs: Outputs, time: datetime
 ) -> list[Prediction]:
     names = list(outputs)
     answers = zip(*(outputs[name].tolist() for name in names), strict=True)
@@ -288,6 +319,7 @@ def _predictions(
             model=model,
             id=identity,
             version=version,
+            role=role,
             time=time,
             inputs=inputs,
             outputs=dict(zip(names, values, strict=True)),

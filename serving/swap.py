@@ -1,5 +1,8 @@
 """Which version answers: pointers watched, new versions loaded and warmed, one reference flipped.
 
+Beside it may run a challenger: `serving.shadow` hears a copy of the requests, `serving.canary`
+answers a share of them.
+
 A request takes the current version of its slot and gives it back when it has its answer; a version
 that was replaced stays loaded beside its successor, so that a rollback is one flip, and is unloaded
 when a third one comes, after its last answer. A version that cannot be loaded, or does not give the
@@ -24,9 +27,11 @@ from core.spec import Kind, ModelSpec, Scalar
 from serving import backends, store
 from serving.backend import Model
 from serving.batching import Batcher
+from serving.canary import Canary
 from serving.codec import Codec
 from serving.columns import columns_of
-from serving.store import Sample, Target
+from serving.shadow import Shadow, Start
+from serving.store import Pointer, Sample, Target
 
 _log = logging.getLogger("shelflife.serving")
 _POLL = 0.1  # seconds between looks at the pointers
@@ -77,11 +82,17 @@ class Loaded:
 
 
 class Slot:
-    """A model's place: the version that answers, the one before it, the last error."""
+    """A model's place: the version that answers, the one before it, the one beside it, and the
+    last error of each kind. At most one of `canary` and `shadow` is there, mostly neither."""
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.error = ""
+        self.canary: Canary | None = None
+        self.shadow: Shadow | None = None
+        self.beside: Target | None = None  # what the pointer wants beside the champion
+        self.beside_error = ""
+        self._challenger: Loaded | None = None  # the canary's, in memory
         self._current: Loaded | None = None
         self._previous: Loaded | None = None
         self._lock = threading.Lock()
@@ -114,7 +125,7 @@ class Slot:
 
     def kept(self, target: Target) -> Loaded | None:
         """That version, if it is still in memory."""
-        for loaded in (self._current, self._previous):
+        for loaded in (self._current, self._previous, self._challenger):
             if loaded is not None and loaded.target == target:
                 return loaded
         return None
@@ -126,11 +137,49 @@ class Slot:
             if old is new:
                 return
             self._current, self._previous, self.error = new, old, ""
-        if before is not None and before is not new:
+            promoted = new is self._challenger
+            if promoted:
+                self._challenger, self.canary = None, None
+        if before is not None and before is not new and before is not self._challenger:
             _in_background(before.retire)
 
+    def run_beside(self, loaded: Loaded, share: float) -> None:
+        """Let a loaded version answer a share of the callers."""
+        with self._lock:
+            if loaded is self._current:
+                return  # it was promoted while it was being loaded
+            old, self._challenger = self._challenger, loaded
+            self.canary = Canary(loaded.target.version, loaded.batcher, share)
+        self._retire(old, unless=loaded)
+
+    def shadow_with(self, shadow: Shadow) -> None:
+        """Send copies of the requests to a version."""
+        self.shadow = shadow
+
+    def alone(self) -> None:
+        """Nothing runs beside the champion any more."""
+        with self._lock:
+            shadow, self.shadow = self.shadow, None
+            challenger, self._challenger, self.canary = self._challenger, None, None
+            self.beside_error = ""
+        if shadow is not None:
+            _in_background(shadow.close)
+        self._retire(challenger)
+
+    @property
+    def challenger_error(self) -> str:
+        """Why the version beside the champion does not answer; empty when it does."""
+        shadow = self.shadow
+        return self.beside_error or (shadow.error if shadow is not None else "")
+
+    def _retire(self, loaded: Loaded | None, unless: Loaded | None = None) -> None:
+        kept = (unless, self._current, self._previous)
+        if loaded is not None and all(loaded is not each for each in kept):
+            _in_background(loaded.retire)
+
     def close(self) -> None:
-        """Answer nobody any more; both versions are unloaded after their last answer."""
+        """Answer nobody any more; every version is unloaded after its last answer."""
+        self.alone()
         with self._lock:
             both = (self._current, self._previous)
             self._current = self._previous = None
@@ -149,6 +198,7 @@ class Slots:
         trust_pickle: whether an operator allows a model's artifact to be unpickled.
         clock: wall clock.
         changed: called after every change, from the watching thread.
+        count: adds to a counter, by model, name and amount.
     """
 
     def __init__(
@@ -160,9 +210,11 @@ class Slots:
         trust_pickle: Callable[[str], bool],
         clock: Callable[[], datetime],
         changed: Callable[[], None] = lambda: None,
+        count: Callable[[str, str, int], None] = lambda model, name, by: None,
     ) -> None:
         self._home, self._max_batch, self._threads = home, max_batch, threads
         self._trust_pickle, self._clock, self._changed = trust_pickle, clock, changed
+        self._count = count
         self._slots: dict[str, Slot] = {}
         self._seen: dict[str, Signature] = {}
         self._failed: dict[str, tuple[int, float]] = {}  # attempts, when to try again
@@ -237,11 +289,13 @@ class Slots:
         attempts = self._failed.pop(model, (0, 0.0))[0] if self._seen.get(model) == signature else 0
         self._seen[model] = signature
         try:
-            target = store.read_pointer(store.pointers(self._home) / f"{model}.json").champion
+            pointer = store.read_pointer(store.pointers(self._home) / f"{model}.json")
+            target = pointer.champion
             version = target.version
             slot.flip(slot.kept(target) or self._load(model, target))
             slot.error = ""
             _log.info("model_served", extra={"model": model, "version": version})
+            self._follow_beside(model, slot, pointer)
         except FileNotFoundError:
             self._seen.pop(model, None)  # removed, or being replaced: the next look tells
         except Exception as error:
@@ -249,6 +303,51 @@ class Slots:
             pause = _RETRY[min(attempts, len(_RETRY) - 1)]
             self._failed[model] = (attempts + 1, monotonic() + pause)
             _log.error("model_not_served", extra={"model": model, "error": slot.error})
+
+    def _follow_beside(self, model: str, slot: Slot, pointer: Pointer) -> None:
+        """Run beside the champion what the pointer names; no trouble with it is the champion's."""
+        target, canary = pointer.challenger, slot.canary
+        slot.beside = target
+        if target is None or target == pointer.champion:
+            slot.alone()
+            return
+        try:
+            if pointer.mode == "shadow":
+                running = slot.shadow
+                if running is None or running.version != target.version:
+                    slot.alone()
+                    slot.shadow_with(self._shadow(model, target))
+            elif (
+                canary is None
+                or slot.shadow is not None
+                or (canary.version, canary.share) != (target.version, pointer.share)
+            ):
+                loaded = slot.kept(target) or self._load(model, target)
+                if slot.shadow is not None:
+                    slot.alone()
+                slot.run_beside(loaded, pointer.share)
+            slot.beside_error = ""
+            _log.info(
+                "challenger_runs",
+                extra={"model": model, "version": target.version, "mode": pointer.mode},
+            )
+        except Exception as error:
+            slot.alone()
+            slot.beside_error = f"version {target.version}: {type(error).__name__}: {error}"
+            _log.error("challenger_failed", extra={"model": model, "error": slot.beside_error})
+
+    def _shadow(self, model: str, target: Target) -> Shadow:
+        return Shadow(
+            model,
+            target.version,
+            Start(
+                folder=str(store.prepared(self._home, target.folder).resolve()),
+                backend=target.backend,
+                threads=1,
+                trust_pickle=self._trust_pickle(model),
+            ),
+            lambda name, by: self._count(model, name, by),
+        )
 
     def _load(self, model: str, target: Target) -> Loaded:
         folder = store.prepared(self._home, target.folder)

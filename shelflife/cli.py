@@ -71,8 +71,10 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
     for name, text in (("incidents", "what is open"), ("runs", "retraining runs")):
-        listed = add(name, f"{text}, newest first")
-        listed.add_argument("id", nargs="?", help="one of them, with everything known about it")
+        listed = add(name, f"{text}, newest first", *([who] if name == "runs" else []))
+        listed.add_argument("id", nargs="?", help=_ONE + (_OR_VERB if name == "runs" else ""))
+        if name == "runs":
+            listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
     backtest_options(add("backtest", "replay a history: what would policies have done, at what cost"))
@@ -80,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+_ONE = "one of them, with everything known about it"
+#: What may be asked of one run, as in `shelflife runs approve ID`.
+VERBS = ("approve", "reject", "resume", "abandon")
+_OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)
 

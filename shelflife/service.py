@@ -116,7 +116,13 @@ class Service:
             command=command,
         )
 
-    def run_context(self, model: str, *, guard: Callable[[sa.Connection], None]) -> RunContext:
+    def run_context(
+        self,
+        model: str,
+        *,
+        guard: Callable[[sa.Connection], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> RunContext:
         """What a retraining run of the model works with."""
         from retrain.run import RunContext
 
@@ -128,6 +134,7 @@ class Service:
             home=self.home,
             user_folder=self.folder,
             guard=guard,
+            beat=beat,
         )
 
     @property

@@ -107,7 +107,9 @@ def registered(version: Version, baseline: Baseline) -> str:
 def run(row: Any) -> str:
     """How a retraining run ended."""
     candidate = f", candidate v{row.candidate}" if row.candidate else ""
-    return f"run {row.id} of {row.model}: {row.state}{candidate}: {row.outcome}"
+    ended = f": {row.outcome}" if row.outcome else ""
+    under_way = f" (step {row.step})" if not ended and row.step else ""
+    return f"run {row.id} of {row.model}: {row.state}{under_way}{candidate}{ended}"
 
 
 def fetch(ledger: Ledger, name: str, given: argparse.Namespace) -> list[Row]:

@@ -6,7 +6,7 @@ the service's own code.
 
 from __future__ import annotations
 
-import json
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,9 @@ class Kept(Struct, kw_only=True):
 
 
 class MemoryRegistry:
-    """Versions `1`, `2`, … of one model.
+    """Versions `1`, `2`, … of one model."""
 
-    Args:
-        folder: where `fetch` puts the few models that somebody wants as files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.kept: dict[str, Kept] = {}
         self.aliases: dict[str, str] = {}
         self.tags: dict[str, dict[str, str]] = {}
@@ -61,7 +56,7 @@ class MemoryRegistry:
         version = Version(
             model=model,
             version=name,
-            sha256=f"memory-{name}",
+            sha256=_fingerprint(fitted),
             created=at,
             aliases=(),
             tags={},
@@ -113,15 +108,16 @@ class MemoryRegistry:
         """Nothing to show."""
         return ""
 
-    def fetch(self, version: Version) -> Path:
-        """The model as a file, for whoever loads it as the service does."""
-        import joblib
+    def estimator(self, version: Version, *, trust_pickle: bool) -> Any:
+        """See `Registry.estimator`."""
+        return self.kept[version.version].fitted.estimator
 
-        folder = self.folder / version.version
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            joblib.dump(self.kept[version.version].fitted.estimator, folder / "model.pkl")
-        return folder
+    def download(self, uri: str, into: Path) -> Path:
+        """A folder that stands for the version's files: it holds the name of its fit."""
+        name = uri.rpartition("/")[2]
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "fit").write_text(self.kept[name].fitted.key)
+        return into
 
     def file(self, version: Version, name: str) -> bytes:
         """A file of the version: its spec, its baseline, or none."""
@@ -132,8 +128,14 @@ class MemoryRegistry:
             return dump(kept.baseline)
         raise NotFound(f"file of {version.model} {version.version}", name)
 
-    def __repr__(self) -> str:
-        return f"MemoryRegistry({json.dumps(self.aliases)})"
+
+def _fingerprint(fitted: Fitted) -> str:
+    """What `registry.artifacts` finds for the folder that `download` makes."""
+    from core.files import sha256_tree
+
+    with tempfile.TemporaryDirectory(prefix="shelflife-fit-") as folder:
+        (Path(folder) / "fit").write_text(fitted.key)
+        return sha256_tree(Path(folder))
 
 
 def as_registry(memory: MemoryRegistry) -> Any:

@@ -20,7 +20,8 @@ from shelflife.backtest.history import Window
 from shelflife.backtest.moments import NEVER
 from shelflife.backtest.replica import Replica
 from shelflife.backtest.results import Timeline, WindowResult, loss_of, number
-from shelflife.tick import advance, tick
+from shelflife.runs import advance
+from shelflife.tick import tick
 
 Progress = Callable[[int], None]
 

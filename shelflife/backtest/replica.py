@@ -43,15 +43,13 @@ class Replica(Service):
     """A service without servers.
 
     Args:
-        folder: a folder of its own for models that the watch wants as files.
+        folder: its home; nothing lies there.
     """
 
     def __init__(self, bank: Bank, settings: ModelSettings, folder: Path) -> None:
-        # Our own models, written a moment ago by this very process, are read back as pickles.
-        chosen = msgspec.structs.replace(settings, trust_pickle=True)
-        super().__init__(Settings(defaults=chosen, home=str(folder)), folder=folder)
+        super().__init__(Settings(defaults=settings, home=str(folder)), folder=folder)
         self.bank, self.fits = bank, 0.0
-        self.memory = MemoryRegistry(folder / "models")
+        self.memory = MemoryRegistry()
         self.rows = MemoryLog()
         self.store = Ledger("sqlite://").create()
         # The class builds these when first used; here they exist from the start.
@@ -69,12 +67,16 @@ class Replica(Service):
         return kept.baseline, kept.reference
 
     def run_context(
-        self, model: str, *, guard: Callable[[sa.Connection], None]
+        self,
+        model: str,
+        *,
+        guard: Callable[[sa.Connection], None],
+        beat: Callable[[], None] = lambda: None,
     ) -> RunContext:
         """See `Service.run_context`: the steps that train work in this process."""
         from shelflife.backtest.retraining import steps
 
-        context = super().run_context(model, guard=guard)
+        context = super().run_context(model, guard=guard, beat=beat)
         return dataclasses.replace(context, steps=steps(self))
 
     def begin(self) -> None:

@@ -19,7 +19,7 @@ from retrain.dataset import Account, Dataset, assemble
 from retrain.gate import GateResult, compare
 from retrain.register import candidate_baseline, window_rows
 from retrain.run import RunContext, RunState, Step, StepName
-from retrain.steps import Registered
+from retrain.rollout import Registered
 from shelflife.backtest.bank import Fitted
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from core import schema
 from registry.loading import load_estimator
 from registry.versions import Version
 from shelflife import commands, server
-from shelflife.scheduler import deploy_all
+from shelflife.deploying import deploy_all
 from shelflife.service import Service
 
 

@@ -19,10 +19,12 @@ from monitor.alert import incidents
 from registry.loading import load_estimator
 from registry.versions import Version
 from shelflife import actions, commands
+from shelflife.deploying import deploy_all
 from shelflife.register import register
-from shelflife.scheduler import deploy_all, run_due
+from shelflife.runs import advance
+from shelflife.scheduler import run_due
 from shelflife.service import Service
-from shelflife.tick import advance, measure, tick
+from shelflife.tick import measure, tick
 
 DAYS = timedelta(days=1)
 
