@@ -42,7 +42,12 @@ def factory(given: str | Callable[..., Any] | object | None) -> Factory:
         if hasattr(made, "fit") and not isinstance(made, type):
             estimator = clone(made)
         elif callable(made):
-            estimator = made(**_accepted(made, {"task": task, "spec": spec, "seed": seed}))
+            given = _accepted(made, {"task": task, "spec": spec, "seed": seed})
+            try:
+                estimator = made(**given)
+            except Exception as error:  # their code may raise anything
+                hint = f"a factory that works ({type(error).__name__}: {error})"
+                raise InputError("--estimator", _named(made), hint) from error
         else:
             estimator = made
         if not hasattr(estimator, "fit") or not hasattr(estimator, "predict"):
@@ -51,6 +56,10 @@ def factory(given: str | Callable[..., Any] | object | None) -> Factory:
         return _seeded(estimator, seed)
 
     return make
+
+
+def _named(made: Any) -> str:
+    return str(getattr(made, "__qualname__", made))
 
 
 def _imported(reference: str) -> Any:
