@@ -76,6 +76,8 @@ class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Most the candidate's p99 of a one-row prediction may be, over the champion's beside it."""
     latency_budget_ms: Positive | None = None
     """Most that p99 may be in milliseconds, where the trainer runs."""
+    report: bool = True
+    """Attach an Evidently report of both models on the held-out rows to the version."""
     champion_unavailable: Literal["ask", "baseline"] = "ask"
     """When the champion cannot be evaluated: `ask` a person, or let a candidate through that is
     ahead of always answering the training labels' mean (`baseline`)."""
@@ -89,6 +91,7 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Literal["sklearn", "optuna"] = "sklearn"
     """`sklearn`: random draws; `optuna`: its TPE sampler (needs `pip install optuna`)."""
     trials: Annotated[int, Meta(ge=1)] = 20
+    """Trials, the first of which are the parameters the pipeline has; each counts as a fit."""
     timeout: Duration = "30m"
     """No new trial is begun after this time; the best one so far is taken."""
     folds: Annotated[int, Meta(ge=2, le=20)] = 3
@@ -130,13 +133,15 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     this since the promotion is worth a run."""
     rows: Count = 0
     """Train on at most this many of the newest rows; 0 takes the whole history."""
-    windows: tuple[Literal["recent", "all", "since_change", "decay"], ...] = (
+    windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (
         "recent",
         "all",
         "since_change",
-        "decay",
+        "blend",
     )
-    """Stretches of history that compete on the newest training rows; one name: no competition."""
+    """Stretches of history that compete on the newest training rows; one name: no competition.
+    `decay`: all rows, older ones weighing less; `blend`: the average of the models of `recent` and
+    `all`, which costs twice the time per prediction."""
     recent_rows: Count = 0
     """Rows of the window `recent`; 0 takes as many as the first version was registered with."""
     source: str = ""
@@ -144,6 +149,8 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     or folder, or `sql:env:NAME` (a database URL) with `source_query`."""
     source_query: str = ""
     """SELECT with the columns id, time, label_time, the target and the inputs."""
+    source_environment: tuple[str, ...] = ()
+    """Environment variables that a source function may see; others are kept from it."""
     trainer: str = ""
     """`package.module:function` instead of refitting the champion's own pipeline."""
     search: SearchSettings = field(default_factory=SearchSettings)

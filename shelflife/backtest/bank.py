@@ -20,7 +20,6 @@ from core.spec import ModelSpec, infer_spec
 from monitor.baseline import Baseline
 from monitor.measure.performance import encode_labels
 from registry.loading import describe, predict
-from retrain.trainer import spell_labels
 from shelflife.backtest.estimators import Factory
 from shelflife.backtest.history import History, Window
 from shelflife.backtest.moments import NEVER
@@ -28,7 +27,6 @@ from shelflife.backtest.targets import spelled
 
 if TYPE_CHECKING:
     from core.spec import Metric
-    from retrain.dataset import Slice
 
 
 class Fitted(Struct, kw_only=True):
@@ -59,9 +57,7 @@ class Bank:
         start = history.times[history.train]
         self.known = np.flatnonzero(history.known[: history.train] <= start)
         head = history.inputs.iloc[self.known]
-        open_spec = infer_spec(
-            model, head, target=history.target, task=history.task, metric=metric
-        )
+        open_spec = infer_spec(model, head, target=history.target, task=history.task, metric=metric)
         self.spec, self.first = self._first(make, open_spec)
         self.inputs = _as_served(self.spec, history.inputs)
         self.y, self.unknown_labels = encode_labels(self.spec, history.labels.tolist())
@@ -99,7 +95,7 @@ class Bank:
             TrainerFailed: it raised.
         """
         if key not in self._fitted:
-            np.random.seed(self.seed)  # noqa: NPY002 - estimators without a random_state draw here
+            np.random.seed(self.seed)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # convergence and the like
@@ -112,16 +108,9 @@ class Bank:
             self._fitted[key] = Fitted(estimator=estimator, key=key)
         return self._fitted[key]
 
-    def refit(self, key: str, part: Slice) -> Fitted:
-        """The first model's pipeline, cloned and fitted on a slice, as the service's trainer does.
-
-        Raises:
-            TrainerFailed: it raised.
-        """
-        from sklearn.base import clone
-
-        labels = spell_labels(self.spec, part.y)
-        return self.fit(key, lambda: clone(self.first.estimator).fit(part.inputs, labels))
+    def keep(self, key: str, estimator: Any) -> Fitted:
+        """A model that was put together elsewhere, once per key."""
+        return self._fitted.setdefault(key, Fitted(estimator=estimator, key=key))
 
     def answer(self, fitted: Fitted, window: Window) -> pd.DataFrame:
         """The outputs for a window's rows; NaN where the model cannot answer."""

@@ -14,7 +14,7 @@ from core.settings import ModelSettings, load
 from core.spec import METRICS, Metric, Task
 from core.times import from_micros, iso, spell
 from monitor.check import chosen_metric
-from retrain.policy import parse  # noqa
+from retrain.policy import parse
 from shelflife.backtest import results
 from shelflife.backtest.bank import Bank
 from shelflife.backtest.estimators import factory

@@ -191,7 +191,9 @@ def _once(
     if columns.id:
         twice = frame[columns.id].astype(str).duplicated().to_numpy()
         if twice.any():
-            notes.append(f"{plural(int(twice.sum()), 'row')} repeat an id; the first of each counts")
+            notes.append(
+                f"{plural(int(twice.sum()), 'row')} repeat an id; the first of each counts"
+            )
             frame, times = frame[~twice].reset_index(drop=True), times[~twice]
         return frame, times
     try:

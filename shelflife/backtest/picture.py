@@ -58,7 +58,7 @@ def page(found: Backtest) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     return (
         f'<!doctype html><html lang="en"><head>{head}<title>shelflife backtest</title>'
-        f'<style>html,body{{margin:0}}body{{background:#fff}}@media (prefers-color-scheme:dark)'
+        f"<style>html,body{{margin:0}}body{{background:#fff}}@media (prefers-color-scheme:dark)"
         f"{{body{{background:#15181d}}}}</style></head><body>{body}</body></html>\n"
     )
 
@@ -279,9 +279,7 @@ def _trimmed(values: Sequence[float]) -> list[float]:
 
 
 def _path(points: Sequence[tuple[float, float | None]], times: Scale, axis: Axis) -> str:
-    spots = [
-        f"{times.at(x):.1f} {axis.scale.clamped(y):.1f}" for x, y in points if y is not None
-    ]
+    spots = [f"{times.at(x):.1f} {axis.scale.clamped(y):.1f}" for x, y in points if y is not None]
     return "M" + " L".join(spots) if spots else ""
 
 

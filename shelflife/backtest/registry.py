@@ -31,6 +31,7 @@ class Kept(Struct, kw_only=True):
     fitted: Fitted
     baseline: Baseline
     reference: pd.DataFrame
+    rows: int  # that it learned from
 
 
 class MemoryRegistry:
@@ -48,6 +49,7 @@ class MemoryRegistry:
         baseline: Baseline,
         reference: pd.DataFrame,
         *,
+        rows: int,
         at: datetime,
         tags: dict[str, str],
     ) -> Version:
@@ -65,7 +67,7 @@ class MemoryRegistry:
         )
         self.tags[name] = dict(tags)
         self.kept[name] = Kept(
-            version=version, fitted=fitted, baseline=baseline, reference=reference
+            version=version, fitted=fitted, baseline=baseline, reference=reference, rows=rows
         )
         return self.get(model, name)
 

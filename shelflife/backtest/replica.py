@@ -53,9 +53,7 @@ class Replica(Service):
         self.rows = MemoryLog()
         self.store = Ledger("sqlite://").create()
         # The class builds these when first used; here they exist from the start.
-        self.__dict__.update(
-            registry=as_registry(self.memory), log=self.rows, ledger=self.store
-        )
+        self.__dict__.update(registry=as_registry(self.memory), log=self.rows, ledger=self.store)
 
     @property
     def name(self) -> str:
@@ -87,7 +85,13 @@ class Replica(Service):
             bank.first.baseline = _first_baseline(bank, at)
         built, reference = bank.first.baseline
         version = self.memory.keep(
-            self.name, bank.first, built, reference, at=at, tags={"shelflife.trigger": "register"}
+            self.name,
+            bank.first,
+            built,
+            reference,
+            rows=len(bank.known),
+            at=at,
+            tags={"shelflife.trigger": "register"},
         )
         rows = slice(0, history.train)
         blank = pd.DataFrame(np.nan, index=range(history.train), columns=bank.spec.outputs)
@@ -123,7 +127,9 @@ class Replica(Service):
     def watch_span(self, window: Window) -> None:
         """Check over this window; windows of so many rows last differently long each time."""
         length = window.end - window.start
-        chosen = msgspec.structs.replace(self.settings.defaults, window=seconds(length))
+        chosen = msgspec.structs.replace(
+            self.settings.defaults, window=seconds(length), check_every=seconds(length)
+        )
         self.settings = msgspec.structs.replace(self.settings, defaults=chosen)
 
     def _log(

@@ -72,7 +72,9 @@ def read_labels(column: pd.Series, task: Task, notes: list[str]) -> np.ndarray:
         if bad.mean() > _BAD_SHARE:
             example = column[bad].iloc[0]
             count = plural(int(bad.sum()), "label")
-            raise InputError(str(column.name), example, f"numbers for a regression ({count} differ)")
+            raise InputError(
+                str(column.name), example, f"numbers for a regression ({count} differ)"
+            )
         if bad.any():
             notes.append(f"{plural(int(bad.sum()), 'label')} are no finite numbers: unlabelled")
         values = [None if not np.isfinite(x) else x for x in numbers.tolist()]

@@ -187,7 +187,9 @@ def test_multiclass_with_categories_and_missing_values() -> None:
     frame["city"] = rng.choice(["Ulm", "Rom", "Oslo"], 4000)
     frame.loc[rng.random(4000) < 0.2, "city"] = None
     frame.loc[rng.random(4000) < 0.2, "a"] = np.nan
-    score = frame["a"].fillna(0) + (frame["city"] == "Rom") * np.where(np.arange(4000) < 2500, 2, -2)
+    score = frame["a"].fillna(0) + (frame["city"] == "Rom") * np.where(
+        np.arange(4000) < 2500, 2, -2
+    )
     noisy = score + rng.normal(0, 0.5, 4000)
     frame["y"] = pd.cut(noisy, [-9, -0.5, 0.7, 9], labels=["low", "mid", "high"]).astype(str)
     frame.loc[3500:, "city"] = frame.loc[3500:, "city"].replace("Oslo", "Lima")  # never seen
