@@ -164,8 +164,6 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Let the watch take back what a person promoted too; otherwise it only tells and asks."""
     approval_expires: Duration = "30d"
     """How long a run waits for a person in mode `approve`; then it is abandoned. 0s: for ever."""
-    keep_runs: Duration = "30d"
-    """How long a finished run's work folder, and a prepared version nobody serves, is kept."""
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
             listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
-    backtest_options(add("backtest", "replay a history: what would policies have done, at what cost"))
+    backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
 

@@ -92,7 +92,7 @@ def _by_month(scale: Scale, step: int) -> list[tuple[float, str]]:
     start = EPOCH + timedelta(days=scale.first)
     number = start.year * 12 + start.month - 1
     number += -number % step
-    found = []
+    found: list[tuple[float, str]] = []
     while True:
         moment = datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
         at = (moment - EPOCH) / timedelta(days=1)

@@ -100,9 +100,7 @@ def run(given: argparse.Namespace) -> int:
         try:
             path = found.save_html(given.html)
         except OSError as error:
-            raise InputError(
-                "--html", given.html, f"a file that can be written ({error})"
-            ) from None
+            raise InputError("--html", given.html, f"a writable file ({error})") from None
         sys.stderr.write(f"picture: {path}\n")
     return 0
 

@@ -159,7 +159,7 @@ def _from_moments(
     moments = pd.to_datetime(column, utc=True, errors="coerce").reset_index(drop=True)
     own = pd.Series(pd.to_datetime(micros, unit="us", utc=True))
     before = (own - moments).dt.total_seconds() / 86_400
-    parts = {
+    parts: dict[str, pd.Series] = {
         "hour": moments.dt.hour,
         "weekday": moments.dt.weekday,
         "month": moments.dt.month,

@@ -191,9 +191,8 @@ def _once(
     if columns.id:
         twice = frame[columns.id].astype(str).duplicated().to_numpy()
         if twice.any():
-            notes.append(
-                f"{plural(int(twice.sum()), 'row')} repeat an id; the first of each counts"
-            )
+            count = plural(int(twice.sum()), "row")
+            notes.append(f"{count} repeat an id; the first of each counts")
             frame, times = frame[~twice].reset_index(drop=True), times[~twice]
         return frame, times
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from datetime import timedelta
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,12 @@ from retrain.wording import plural
 NEVER = np.iinfo(np.int64).max  # the label time of a row whose label never became known
 _ZONED = re.compile(r"(?:Z|[+-]\d\d:?\d\d)$")
 _DAY = 86_400_000_000
-_EPOCHS = ((1e8, 1e11, "s"), (1e11, 1e14, "ms"), (1e14, 1e17, "us"), (1e17, 9.2e18, "ns"))
+_EPOCHS: tuple[tuple[float, float, Any], ...] = (
+    (1e8, 1e11, "s"),
+    (1e11, 1e14, "ms"),
+    (1e14, 1e17, "us"),
+    (1e17, 9.2e18, "ns"),
+)
 _LONGEST = timedelta(days=36_525)
 
 
@@ -71,8 +77,8 @@ def _from_numbers(column: pd.Series, notes: list[str]) -> pd.Series:
     for least, most, unit in _EPOCHS:
         if least <= low and high < most:
             notes.append(f"{name} was read as {unit} since 1970")
-            exact = column.astype("Int64") if whole else finite
-            return pd.to_datetime(exact, unit=unit, utc=True)
+            exact: Any = column.astype("Int64") if whole else finite
+            return cast("pd.Series", pd.to_datetime(exact, unit=unit, utc=True))
     if low < -1e6 or high - low > _LONGEST.days:
         hint = "dates, ISO 8601 times, or numbers of one epoch (s, ms, µs or ns since 1970)"
         raise InputError(name, f"numbers from {low:g} to {high:g}", hint)
@@ -151,7 +157,7 @@ def spread_ties(micros: np.ndarray, batch: int, notes: list[str]) -> np.ndarray:
     coarse = sizes > max(1, batch // 2)
     place = np.arange(len(micros)) - np.repeat(starts, sizes)
     step = np.where(coarse, gaps / sizes, 1.0)
-    spread = micros + np.floor(place * np.repeat(step, sizes)).astype(np.int64)
+    spread: np.ndarray = micros + np.floor(place * np.repeat(step, sizes)).astype(np.int64)
     for index in np.flatnonzero(spread[1:] <= spread[:-1]) + 1:  # a microsecond ran into the next
         spread[index] = max(spread[index], spread[index - 1] + 1)
     if coarse.any():

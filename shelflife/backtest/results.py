@@ -1,4 +1,4 @@
-"""What a backtest found, as values: one row per window, one summary per policy. This is the JSON."""
+"""What a backtest found, as values: a row per window, a summary per policy. This is the JSON."""
 
 from __future__ import annotations
 

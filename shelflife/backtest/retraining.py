@@ -1,8 +1,8 @@
 """The steps of a retraining run, in this process and in memory: what they decide is the service's.
 
-`retrain.dataset.assemble` cuts the rows, the windows of `retrain.competition` compete, the champion's
-own pipeline is cloned and refitted (`retrain.fitting`), and `retrain.gate.compare` judges; the run's
-other steps (shadow, approval, canary, promotion) are `retrain.rollout` itself. What a clock or a
+`retrain.dataset.assemble` cuts the rows, the windows of `retrain.competition` compete, the
+champion's own pipeline is cloned and refitted (`retrain.fitting`), and `retrain.gate.compare`
+judges; the run's other steps (shadow, approval, canary, promotion) are `retrain.rollout` itself. What a clock or a
 disk would decide differently each time (latency, memory) is not measured here, so the gate's check
 of it is not made.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import pandas as pd
 
@@ -72,9 +70,8 @@ def read_labels(column: pd.Series, task: Task, notes: list[str]) -> np.ndarray:
         if bad.mean() > _BAD_SHARE:
             example = column[bad].iloc[0]
             count = plural(int(bad.sum()), "label")
-            raise InputError(
-                str(column.name), example, f"numbers for a regression ({count} differ)"
-            )
+            hint = f"numbers for a regression ({count} are none)"
+            raise InputError(str(column.name), example, hint)
         if bad.any():
             notes.append(f"{plural(int(bad.sum()), 'label')} are no finite numbers: unlabelled")
         values = [None if not np.isfinite(x) else x for x in numbers.tolist()]
@@ -100,4 +97,4 @@ def _plain(value: object) -> Scalar:
 def spelled(labels: np.ndarray) -> np.ndarray:
     """Known labels as one array an estimator can be fitted with."""
     kinds = {type(value) for value in labels}
-    return cast("np.ndarray", np.array(labels.tolist(), None if len(kinds) == 1 else object))
+    return np.array(labels.tolist(), None if len(kinds) == 1 else object)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_windows_of_rows_meet_and_cover_everything_after_the_training_rows() -> 
     assert [(w.first, w.last) for w in history.windows] == [
         (1000, 1500), (1500, 2000), (2000, 2500), (2500, 3000),
     ]  # fmt: skip
-    assert all(a.end == b.start for a, b in zip(history.windows, history.windows[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(history.windows))
     for window in history.windows:
         inside = history.moments(slice(window.first, window.last))
         assert window.start <= min(inside)
