@@ -180,8 +180,8 @@ def _first_baseline(bank: Bank, at: datetime) -> tuple[Baseline, pd.DataFrame]:
 
 def seconds(length: timedelta) -> str:
     """A span as a duration setting, exact to the microsecond."""
-    days = length / timedelta(days=1)
-    if days.is_integer():
-        return f"{days:.0f}d"
-    count = length / timedelta(seconds=1)
-    return f"{count:.0f}s" if count.is_integer() else f"{count:.6f}s"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count = length / timedelta(seconds=size)
+        if count.is_integer() and count >= 1:
+            return f"{count:.0f}{unit}"
+    return f"{length / timedelta(seconds=1):.6f}s"

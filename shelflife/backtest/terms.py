@@ -48,7 +48,16 @@ def terms(
 def usual_window(history: History) -> timedelta:
     """How long the median window lasts."""
     lengths = [window.end - window.start for window in history.windows]
-    return sorted(lengths)[len(lengths) // 2]
+    return _round(sorted(lengths)[len(lengths) // 2])
+
+
+def _round(length: timedelta) -> timedelta:
+    """Down to whole days, hours, minutes or seconds, whichever there are at least two of."""
+    for size in (86_400, 3_600, 60, 1):
+        unit = timedelta(seconds=size)
+        if length >= 2 * unit or length == unit:
+            return length // unit * unit
+    return length
 
 
 def _scaled(history: History) -> ModelSettings:
@@ -63,10 +72,10 @@ def _scaled(history: History) -> ModelSettings:
         min_rows=min(defaults.min_rows, max(_FEW, rows // 2)),
         retrain=msgspec.structs.replace(
             retrain,
-            cooldown=seconds(min(shortest, window)),
+            cooldown=seconds(_round(min(shortest, window))),
             budget_per_quarter=max(1, round(retrain.budget_per_quarter / ratio)),
             min_new_labels=min(retrain.min_new_labels, max(20, rows)),
-            watch=seconds(timedelta(seconds=round((span(retrain.watch) * ratio).total_seconds()))),
+            watch=seconds(_round(span(retrain.watch) * ratio)),
             gate=gate,
         ),
     )
