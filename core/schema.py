@@ -271,6 +271,21 @@ run_steps = Table(
     _text("error"),
 )
 
+observations = Table(  # what each stretch of labelled rows said about the champion of then
+    "observations",
+    metadata,
+    _key(),
+    Column("model", String(128), nullable=False),
+    Column("version", String(64), nullable=False),
+    _time("at"),
+    Column("rows", Integer, nullable=False, server_default="0"),
+    Column("loss", Float, nullable=True),
+    Column("expected", Float, nullable=True),
+    _text("detail"),  # retrain.probe.Observation as JSON
+    UniqueConstraint("model", "version", "at"),
+    sqlite_autoincrement=True,
+)
+
 # --- registry: what moved the champion ----------------------------------------------------------
 promotions = Table(
     "promotions",

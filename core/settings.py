@@ -25,6 +25,8 @@ Duration = Annotated[str, Meta(pattern=times.DURATION)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
+NUMBER = r"\d+(\.\d+)?"
+POLICY = rf"^(default|never|every:{NUMBER}|(drift_share|threshold)(:{NUMBER})?)$"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -122,6 +124,9 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     mode: Literal["auto", "approve", "never"] = "auto"
     """`approve`: a person moves the alias or runs `shelflife promote`; `never`: only told."""
+    policy: Annotated[str, Meta(pattern=POLICY)] = "default"
+    """`default` weighs what a run is worth; `every:N` (check windows), `drift_share[:X]`,
+    `threshold[:X]` (loss above expected by the share X) and `never` are for comparison."""
     cooldown: Duration = "7d"
     """Least time between the starts of two runs."""
     budget_per_quarter: Count = 12

@@ -27,7 +27,8 @@ from monitor.verdict import judged_causes
 from registry import promotion
 from registry.promotion import observe
 from retrain import evidence as evidences
-from retrain import policy, run, watch
+from retrain import observing, policy, run, watch
+from retrain.probe import Observation
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -73,12 +74,15 @@ def tick(
     if champion is None:
         return None
     result = measure(service, champion, at=at)
-    decision = decide(service, champion, result, at=at)
+    seen = observation(service, champion, result, at=at)
+    decision = decide(service, champion, result, seen, at=at)
     context = _context(service, champion, decision, at)
     with service.ledger.write() as tx:
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        if seen is not None:
+            observing.record(tx, service.ledger, model, champion.version, seen)
         changes = incidents.apply(
             tx,
             service.ledger,
@@ -115,10 +119,52 @@ def tick(
     )
 
 
-def decide(
+def observation(
     service: Service, champion: Version, result: CheckResult, *, at: datetime
+) -> Observation | None:
+    """What the labels that are new since the last observation say, if it is time for the next.
+
+    Rows of a broken feed teach nothing and are not judged: they wait until it is whole again.
+    """
+    settings = service.model(champion.model)
+    baseline, reference = service.baseline(champion)
+    metric = settings.metric or baseline.spec.metric
+    expected = observing.expected_loss(baseline, metric)
+    if expected is None or result.state == "broken_feed":
+        return None
+    refused = evidences.refusals(service.ledger, champion.model, champion.version, at=at)
+    fresh = refused.fresh
+    return observing.look(
+        service.ledger,
+        service.log,
+        baseline,
+        reference,
+        champion.version,
+        settings,
+        promoted=_promoted(service, champion, at),
+        normal=observing.Normal(
+            expected=expected,
+            refused_at=refused.at,
+            fresh=fresh**2 if fresh is not None and metric == "rmse" else fresh,
+        ),
+        eager=result.state == "decaying",
+        at=at,
+    )
+
+
+def decide(
+    service: Service,
+    champion: Version,
+    result: CheckResult,
+    seen: Observation | None = None,
+    *,
+    at: datetime,
 ) -> policy.Decision:
-    """What the policy says to a check's result; reads, and writes nothing."""
+    """What the policy says to a check's result; reads, and writes nothing.
+
+    Args:
+        seen: the observation of this moment, if there is one.
+    """
     settings = service.model(champion.model)
     baseline, _ = service.baseline(champion)
     promoted, found = _watch(service, champion, at)
@@ -130,6 +176,8 @@ def decide(
         settings,
         trained_until=baseline.trained_until,
         promoted=_promoted(service, champion, at),
+        expected=observing.expected_loss(baseline, settings.metric or baseline.spec.metric),
+        seen=seen,
         rollback=found.reason if harmful else "",
         at=at,
     )
