@@ -82,6 +82,14 @@ class Bank:
         strange = np.isnan(self.y) & (self.history.known < NEVER)
         return list(dict.fromkeys(str(label) for label in self.history.labels[strange]))[:5]
 
+    def rounds(self) -> int:
+        """Boosting rounds, or trees, of the estimator; one where it has none."""
+        settings = self.first.estimator.get_params(deep=True)
+        wanted = ("max_iter", "n_estimators", "iterations")
+        found = [v for k, v in settings.items() if k.split("__")[-1] in wanted]
+        counts = [value for value in found if isinstance(value, int) and value > 0]
+        return max(counts, default=1)
+
     def described(self) -> str:
         """The estimator's class, or the classes of a pipeline's steps."""
         steps = getattr(self.first.estimator, "steps", None)

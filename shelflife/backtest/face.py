@@ -12,7 +12,7 @@ import msgspec
 from core.errors import InputError
 from core.settings import ModelSettings, load
 from core.spec import METRICS, Metric, Task
-from core.times import from_micros, iso, spell
+from core.times import iso
 from monitor.check import chosen_metric
 from retrain.policy import parse
 from shelflife.backtest import results
@@ -20,7 +20,7 @@ from shelflife.backtest.bank import Bank
 from shelflife.backtest.estimators import factory
 from shelflife.backtest.history import Columns, Cut, History, open_history
 from shelflife.backtest.moments import parse_span
-from shelflife.backtest.replay import replay
+from shelflife.backtest.replay import prepare, replay, replay_aside
 from shelflife.backtest.results import (
     EVERY_POLICY,
     NEVER_POLICY,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL = "backtest"
+_WORTH_A_PROCESS = 10_000  # rows to replay; starting another process takes seconds
 Progress = Callable[[str, int, int], None]  # policy, windows done, windows in all
 
 
@@ -210,19 +211,47 @@ def _settings(given: str | Path | ModelSettings | None) -> ModelSettings | None:
 def _replay_all(
     bank: Bank, settings: ModelSettings, wanted: Sequence[str], progress: Progress | None
 ) -> dict[str, Timeline]:
-    """Every policy's timeline; the references come first, so that others find their fits made."""
-    found: dict[str, Timeline] = {}
+    """Every policy's timeline. `every:1`, the dearest, goes to a process of its own."""
+    names = list(dict.fromkeys([NEVER_POLICY, *wanted, EVERY_POLICY]))
     total = len(bank.history.windows)
-    for name in dict.fromkeys([NEVER_POLICY, EVERY_POLICY, *wanted]):
-        retrain = msgspec.structs.replace(settings.retrain, policy=name)
-        own = msgspec.structs.replace(settings, retrain=retrain)
+    prepare(bank)  # once, before the other process gets its copy
 
-        def tell(done: int, name: str = name) -> None:
-            if progress is not None:
-                progress(name, done, total)
+    def tell(name: str) -> Callable[[int], None]:
+        return (lambda done: progress(name, done, total)) if progress else (lambda done: None)
 
-        found[name] = replay(bank, own, progress=tell)
-    return found
+    aside = _aside(bank, _under(settings, EVERY_POLICY))
+    found = {
+        name: replay(bank, _under(settings, name), progress=tell(name))
+        for name in names
+        if name != EVERY_POLICY or aside is None
+    }
+    if aside is not None:
+        found[EVERY_POLICY] = aside.result()
+        tell(EVERY_POLICY)(total)
+    return {name: found[name] for name in names}
+
+
+def _under(settings: ModelSettings, policy: str) -> ModelSettings:
+    retrain = msgspec.structs.replace(settings.retrain, policy=policy)
+    return msgspec.structs.replace(settings, retrain=retrain)
+
+
+def _aside(bank: Bank, settings: ModelSettings) -> Any:
+    """A future of the policy's timeline; None where a second process would not pay or cannot be.
+
+    loky (joblib's process pool) needs no `if __name__ == "__main__"` of the caller's script.
+    """
+    import os
+
+    if (os.cpu_count() or 1) < 2 or bank.history.replayed < _WORTH_A_PROCESS:
+        return None
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    try:
+        return get_reusable_executor(max_workers=1, timeout=60).submit(replay_aside, bank, settings)
+    except (BrokenProcessPool, OSError):
+        return None
 
 
 def _result(
@@ -260,7 +289,7 @@ def _facts(bank: Bank, settings: ModelSettings, metric: Metric, expected: float 
             f"({', '.join(bank.unknown_classes())}): as in the service, no model here can answer "
             "it, and those rows count in no loss; take more --train-rows to include it"
         )
-    delay = "from the label times" if history.label_delay is None else spell(history.label_delay)
+    delay = history.labels_known
     return Facts(
         rows=len(history.times),
         train_rows=history.train,
@@ -271,10 +300,10 @@ def _facts(bank: Bank, settings: ModelSettings, metric: Metric, expected: float 
         metric=metric,
         expected_loss=expected,
         cost_of_fit=settings.retrain.cost_of_run,
-        label_delay=delay,
+        labels_known=delay,
         estimator=bank.described(),
         seed=bank.seed,
-        since=iso(from_micros(int(history.times[0]))),
+        since=iso(windows[0].start),
         until=iso(windows[-1].end),
         settings=differing(settings),
         notes=tuple(notes),

@@ -79,7 +79,7 @@ class History(Struct, kw_only=True):
     train: int
     windows: tuple[Window, ...]
     label_delay: timedelta | None
-    by_rows: bool
+    labels_known: str  # when, in words
     notes: tuple[str, ...]
 
     @property
@@ -128,7 +128,7 @@ def open_history(source: Any, columns: Columns, cut: Cut, task: Task | None = No
         train=train,
         windows=windows,
         label_delay=cut.label_delay,
-        by_rows=cut.window is None,
+        labels_known=_when(columns, cut),
         notes=tuple(notes),
     )
 
@@ -261,6 +261,12 @@ def _known(
         notes.append("labels are taken as known at once; --label-delay or --label-time say when")
     known[np.array([label is None for label in labels])] = NEVER
     return known
+
+
+def _when(columns: Columns, cut: Cut) -> str:
+    if columns.label_time:
+        return f"at {columns.label_time}"
+    return "at once" if cut.label_delay is None else f"{spell(cut.label_delay)} later"
 
 
 def _windows(

@@ -69,7 +69,7 @@ def fragment(found: Backtest, *, full: bool = False) -> str:
     subtitle = (
         f"{facts.rows:,} rows until {facts.until[:10]}, the first {facts.train_rows:,} trained the "
         f"first model, {facts.windows} windows; {facts.task} target {facts.target}; "
-        f"labels: {facts.label_delay}; {facts.estimator}; seed {facts.seed}"
+        f"labels known {facts.labels_known}; {facts.estimator}; seed {facts.seed}"
     )
     parts = [
         f"<style>{_STYLE}</style>",
@@ -119,7 +119,7 @@ def _chart(found: Backtest) -> str:
     drawn = _drawn(found)
     windows = next(iter(drawn.values())).windows
     times = Scale(days(windows[0].start), days(windows[-1].end), _LEFT, _WIDTH - _RIGHT)
-    lanes = list(reversed(drawn))
+    lanes = [*found.policies, *(name for name in drawn if name not in found.policies)]
     top_saved = 30 + _LOSS + _GAP
     top_lanes = top_saved + _SAVED + _GAP
     height = top_lanes + _LANE * len(lanes) + 46
@@ -127,6 +127,7 @@ def _chart(found: Backtest) -> str:
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="loss, savings and events '
         f'of each policy over time">',
+        _time_axis(times, top_lanes + _LANE * len(lanes), height),
         _heading(_LEFT, 18, f"{metric} of each window (bold: running mean of {_SMOOTH} windows)"),
         _losses(found, drawn, times, 30),
         _heading(_LEFT, top_saved - 12, "Saved against never retraining, fits paid, in windows' "
@@ -135,7 +136,6 @@ def _chart(found: Backtest) -> str:
         _heading(_LEFT, top_lanes - 12, "Fits promoted ▲  refused ×   pages ●   rollbacks ◆"),
         *(_lane(found, name, drawn[name], times, top_lanes + i * _LANE)
           for i, name in enumerate(lanes)),
-        _time_axis(times, top_lanes + _LANE * len(lanes), height),
         _hover(found, drawn, times, 30, height - 76),
         "</svg>",
     ]  # fmt: skip
@@ -173,7 +173,7 @@ def _savings(found: Backtest, drawn: dict[str, PolicyResult], times: Scale, top:
         for window, other in zip(one.windows, never, strict=True):
             if window.loss is not None and other.loss is not None:
                 total += (other.loss - window.loss) / unit
-            total -= window.fit * facts.cost_of_fit
+            total -= (window.fit + window.probe) * facts.cost_of_fit
             points.append((days(window.end), total))
         lines[name] = points
     values = [y for points in lines.values() for _, y in points]
@@ -296,8 +296,8 @@ def _table(found: Backtest) -> str:
         kind = ' class="best"' if row[0] == chosen else ""
         rows.append(f"<tr{kind}><td>{key}{_safe(row[0])}</td>{cells}</tr>")
     cost = (
-        f"cost: mean loss × {found.facts.windows} windows + fits × {found.facts.cost_of_fit:g} × "
-        f"the expected loss of the first model; bold: the lowest cost"
+        f"cost: mean loss × {found.facts.windows} windows + fits (probes included) × "
+        f"{found.facts.cost_of_fit:g} × the expected loss of the first model; bold: the lowest cost"
     )
     return (
         f"<h2>Policies compared</h2><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}"

@@ -7,6 +7,7 @@ became known by then. A version promoted there answers from the next window on.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from monitor.measure.performance import row_loss
 from shelflife.backtest.bank import Bank
 from shelflife.backtest.history import Window
 from shelflife.backtest.moments import NEVER
-from shelflife.backtest.replica import Replica
+from shelflife.backtest.replica import Replica, first_baseline
 from shelflife.backtest.results import Timeline, WindowResult, loss_of, number
 from shelflife.runs import advance
 from shelflife.tick import tick
@@ -48,6 +49,18 @@ def replay(
     return timeline
 
 
+def replay_aside(bank: Bank, settings: ModelSettings) -> Timeline:
+    """`replay` in a worker process, whose standard error belongs to the one that waits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of settings a pool's worker lacks
+        return replay(bank, settings)
+
+
+def prepare(bank: Bank) -> None:
+    """Measure what to expect of the first model, which every policy starts with."""
+    first_baseline(bank)
+
+
 def _step(replica: Replica, window: Window, timeline: Timeline) -> None:
     champion = replica.serve(window)
     replica.watch_span(window)
@@ -73,6 +86,7 @@ def _step(replica: Replica, window: Window, timeline: Timeline) -> None:
             decision=found.decision.action,
             reason=found.decision.reason,
             fit=number(replica.fits - fits) or 0,
+            probe=number(replica.probed(window.end)) or 0,
             promoted=state == "promoted",
             rejected=state in ("refused", "failed"),
             rolled_back=found.rolled_back,

@@ -25,13 +25,15 @@ from core.times import from_micros
 from monitor.check import chosen_metric
 from monitor.log.memory import MemoryLog
 from registry.promotion import promote
+from retrain.policy import parse
+from retrain.probe import Observation
 from retrain.run import RunContext
 from shelflife.backtest.bank import Bank
 from shelflife.backtest.history import Window
 from shelflife.backtest.moments import NEVER
 from shelflife.backtest.registry import MemoryRegistry, as_registry
 from shelflife.reference import Reference, expected_outputs
-from shelflife.register import first_baseline
+from shelflife.register import first_baseline as baseline_of
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -81,9 +83,7 @@ class Replica(Service):
         """Register the first model with its rows, as `shelflife register` does, and promote it."""
         history, bank = self.bank.history, self.bank
         at = from_micros(int(history.times[history.train]))
-        if bank.first.baseline is None:
-            bank.first.baseline = _first_baseline(bank, at)
-        built, reference = bank.first.baseline
+        built, reference = first_baseline(bank)
         version = self.memory.keep(
             self.name,
             bank.first,
@@ -154,6 +154,17 @@ class Replica(Service):
             label_times=known.view("datetime64[us]"),
         )
 
+    def probed(self, at: datetime) -> float:
+        """What the probe of this moment cost, in fits of the first model (rows x rounds)."""
+        if parse(self.settings.defaults.retrain.policy)[0] != "default":
+            return 0.0  # observed all the same, for people; only the default policy asks it
+        table = schema.observations
+        query = sa.select(table.c.detail).where(table.c.model == self.name, table.c.at == at)
+        with self.ledger.read() as tx:
+            texts = tx.scalars(query).all()
+        work = sum(msgspec.json.decode(text, type=Observation).work for text in texts)
+        return work / (len(self.bank.known) * self.bank.rounds())
+
     def pages(self, at: datetime) -> list[str]:
         """Titles of the pages that were opened at this moment."""
         table = schema.incidents
@@ -164,18 +175,22 @@ class Replica(Service):
             return [str(title) for title in tx.scalars(query.order_by(table.c.id))]
 
 
-def _first_baseline(bank: Bank, at: datetime) -> tuple[Baseline, pd.DataFrame]:
-    history, known = bank.history, bank.known
-    rows = Reference(
-        inputs=bank.inputs.iloc[known].reset_index(drop=True),
-        labels=history.labels[known].tolist(),
-        times=history.moments(known),
-        label_times=[from_micros(int(when)) for when in history.known[known]],
-        ids=[history.ids[i] for i in known],
-        timed=True,
-    )
-    outputs, how = expected_outputs(bank.spec, bank.first.estimator, rows, held_out=False)
-    return first_baseline(bank.spec, rows, outputs, how=how, now=at, held_out=False)
+def first_baseline(bank: Bank) -> tuple[Baseline, pd.DataFrame]:
+    """The first model's baseline and reference sample, as `shelflife register` makes them."""
+    if bank.first.baseline is None:
+        history, known = bank.history, bank.known
+        rows = Reference(
+            inputs=bank.inputs.iloc[known].reset_index(drop=True),
+            labels=history.labels[known].tolist(),
+            times=history.moments(known),
+            label_times=[from_micros(int(when)) for when in history.known[known]],
+            ids=[history.ids[i] for i in known],
+            timed=True,
+        )
+        outputs, how = expected_outputs(bank.spec, bank.first.estimator, rows, held_out=False)
+        at = from_micros(int(history.times[history.train]))
+        bank.first.baseline = baseline_of(bank.spec, rows, outputs, how=how, now=at, held_out=False)
+    return bank.first.baseline
 
 
 def seconds(length: timedelta) -> str:

@@ -29,7 +29,8 @@ class WindowResult(Struct, frozen=True, kw_only=True):
     alarm: bool  # a page was opened at `end`
     decision: str  # retrain, wait, ask or rollback
     reason: str
-    fit: float  # training jobs at `end`, the gate's included; fractions are the probe's
+    fit: float  # training jobs at `end`, those of competing windows included
+    probe: float  # what the policy's probe cost, in fits
     promoted: bool  # a candidate became champion: it answers the next window
     rejected: bool  # a candidate was refused, or its training failed
     rolled_back: bool
@@ -48,7 +49,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     rejected: int
     alarms: int
     rollbacks: int
-    cost: float | None  # mean_loss x windows + fits x cost_of_fit x expected loss
+    probe_fits: float  # what the policy's probes cost, in fits; on top of `fits`
+    cost: float | None  # mean_loss x windows + (fits + probe_fits) x cost_of_fit x expected loss
     gain_vs_never: float | None  # share of the loss of never retraining that was saved
     regret_vs_every: float | None  # loss above that of retraining in every window, as a share
 
@@ -72,7 +74,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     metric: str
     expected_loss: float | None  # of the first model, on rows it had not seen
     cost_of_fit: float  # in expected losses of one window
-    label_delay: str
+    labels_known: str  # when labels are known
     estimator: str
     seed: int
     since: str
@@ -110,9 +112,10 @@ def summarise(
     """
     mean, windows = timeline.mean_loss(metric), timeline.windows
     fits = sum(window.fit for window in windows)
+    probes = sum(window.probe for window in windows)
     cost = None
     if mean is not None:
-        cost = mean * len(windows) + fits * cost_of_fit * (expected or never or 0.0)
+        cost = mean * len(windows) + (fits + probes) * cost_of_fit * (expected or never or 0.0)
     return Summary(
         mean_loss=number(mean),
         metric=metric,
@@ -121,6 +124,7 @@ def summarise(
         rejected=sum(window.rejected for window in windows),
         alarms=sum(window.alarm for window in windows),
         rollbacks=sum(window.rolled_back for window in windows),
+        probe_fits=number(probes) or 0,
         cost=number(cost),
         gain_vs_never=_share(never, mean, never),
         regret_vs_every=_share(mean, every, every),

@@ -22,7 +22,7 @@ FAST = LogisticRegression()
 ROWS = {"target": "y", "time": "at", "train_rows": 1500, "batch_rows": 250, "estimator": FAST}
 SUMMARY = {
     "mean_loss", "metric", "fits", "promotions", "rejected", "alarms", "rollbacks", "cost",
-    "gain_vs_never", "regret_vs_every",
+    "gain_vs_never", "regret_vs_every", "probe_fits",
 }  # fmt: skip
 WINDOW = {
     "start", "end", "rows", "labelled", "version", "loss", "metric", "verdict", "alarm",
@@ -44,10 +44,10 @@ def test_the_default_policy_answers_a_step_change_soon(turned: Backtest) -> None
     windows = turned.policies["default"].windows
     fitted = [i for i, window in enumerate(windows) if window.fit]
     promoted = [i for i, window in enumerate(windows) if window.promoted]
-    assert min(i for i in fitted if i >= 6) <= 9
-    assert min(i for i in promoted if i >= 6) <= 10
+    assert min(i for i in fitted if i >= 6) <= 8
+    assert min(i for i in promoted if i >= 6) <= 12
     assert turned.summary["default"]["mean_loss"] < turned.summary["never"]["mean_loss"]
-    assert turned.summary["default"]["gain_vs_never"] > 0.03
+    assert turned.summary["default"]["gain_vs_never"] > 0.25
     assert any(window.alarm for window in windows[6:9])
     assert not any(window.alarm for window in windows[:6])
 
@@ -72,7 +72,8 @@ def test_summaries_add_up(turned: Backtest) -> None:
         assert summary.regret_vs_every == pytest.approx((summary.mean_loss - every) / every)
         expected = turned.facts.expected_loss
         assert expected is not None
-        cost = summary.mean_loss * len(windows) + summary.fits * 0.2 * expected
+        fits = summary.fits + summary.probe_fits
+        cost = summary.mean_loss * len(windows) + fits * 0.2 * expected
         assert summary.cost == pytest.approx(cost), name
 
 
@@ -105,7 +106,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 def test_a_stream_that_stays_the_same_costs_little() -> None:
     found = run(stepped(6000, at=None))
     summary = found.summary["default"]
-    assert summary["fits"] <= 4
+    assert summary["fits"] <= 8
     assert summary["alarms"] == 0
     assert summary["cost"] <= 1.03 * found.summary["never"]["cost"]
 
