@@ -147,7 +147,8 @@ def _windows_since(tx: sa.Connection, check: CheckResult, begun: datetime, at: d
     lengths = [row.window_end - row.window_start for row in rows]
     lengths.append(check.window_end - check.window_start)
     starts = [begun, *ends[:-1]]
-    return sum((b - a) / size for a, b, size in zip(starts, ends, lengths, strict=True))
+    spans = zip(starts, ends, lengths, strict=True)
+    return float(sum((end - start) / length for start, end, length in spans))
 
 
 def _labelled(tx: sa.Connection, model: str, version: str, at: datetime) -> int:

@@ -20,7 +20,7 @@ from shelflife.backtest.bank import Bank
 from shelflife.backtest.estimators import factory
 from shelflife.backtest.history import Columns, Cut, History, open_history
 from shelflife.backtest.moments import parse_span
-from shelflife.backtest.replay import prepare, replay, replay_aside
+from shelflife.backtest.replay import half_the_cores, prepare, replay, replay_aside
 from shelflife.backtest.results import (
     EVERY_POLICY,
     NEVER_POLICY,
@@ -220,11 +220,9 @@ def _replay_all(
         return (lambda done: progress(name, done, total)) if progress else (lambda done: None)
 
     aside = _aside(bank, _under(settings, EVERY_POLICY))
-    found = {
-        name: replay(bank, _under(settings, name), progress=tell(name))
-        for name in names
-        if name != EVERY_POLICY or aside is None
-    }
+    here = [name for name in names if name != EVERY_POLICY or aside is None]
+    with half_the_cores(aside is not None):
+        found = {name: replay(bank, _under(settings, name), progress=tell(name)) for name in here}
     if aside is not None:
         found[EVERY_POLICY] = aside.result()
         tell(EVERY_POLICY)(total)

@@ -6,9 +6,11 @@ became known by then. A version promoted there answers from the next window on.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +53,18 @@ def replay(
 
 def replay_aside(bank: Bank, settings: ModelSettings) -> Timeline:
     """`replay` in a worker process, whose standard error belongs to the one that waits."""
-    with warnings.catch_warnings():
+    with half_the_cores(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of settings a pool's worker lacks
         return replay(bank, settings)
+
+
+@contextmanager
+def half_the_cores(shared: bool) -> Iterator[None]:
+    """Two replays side by side: more threads than cores would spend their time waiting."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(max(1, (os.cpu_count() or 2) // 2) if shared else None):
+        yield
 
 
 def prepare(bank: Bank) -> None:
