@@ -63,9 +63,10 @@ def gather(
         labelled = _labelled(tx, model, version, at)
         refused = _refusals(tx, runs, version)
         series = observations(tx, model, version, since=promoted, at=at)
+        begun = [moment for moment in (promoted, runs[0].started if runs else None) if moment]
+        passed = _windows_since(tx, check, max(begun), at) if begun else None
     series = (*series, seen) if seen is not None else series
     age = check.staleness.model
-    begun = [moment for moment in (promoted, runs[0].started if runs else None) if moment]
     found = PolicyEvidence(
         version=version,
         state=check.state,
@@ -80,7 +81,7 @@ def gather(
         runs_in_quarter=sum(run.started > at - BUDGET_SPAN for run in runs),
         last_run=runs[0].started if runs else None,
         last_outcome=runs[0].state if runs else "",
-        windows_since_run=(at - max(begun)) / window if begun else None,
+        windows_since_run=passed,
         refusals=refused.count,
         refused_labels=refused.labels,
         refused_at=refused.at,
@@ -132,6 +133,22 @@ def _runs(tx: sa.Connection, model: str, at: datetime) -> Sequence[Any]:
     known = sa.or_(table.c.started < at, table.c.active.is_not(None))
     query = sa.select(table).where(table.c.model == model, known)
     return tx.execute(query.order_by(table.c.started.desc(), table.c.id)).all()
+
+
+def _windows_since(tx: sa.Connection, check: CheckResult, begun: datetime, at: datetime) -> float:
+    """Check windows that passed since a moment, each stretch between two checks in the unit of its
+    own window: a replay's windows of so many rows last differently long."""
+    table = schema.checks
+    query = sa.select(table.c.at, table.c.window_start, table.c.window_end).where(
+        table.c.model == check.model, table.c.at > begun, table.c.at < at
+    )
+    rows = tx.execute(query.order_by(table.c.at)).all()
+    ends = [row.at for row in rows] + [at]
+    lengths = [row.window_end - row.window_start for row in rows]
+    lengths.append(check.window_end - check.window_start)
+    starts = [begun, *ends[:-1]]
+    spans = zip(starts, ends, lengths, strict=True)
+    return float(sum((end - start) / length for start, end, length in spans))
 
 
 def _labelled(tx: sa.Connection, model: str, version: str, at: datetime) -> int:

@@ -16,8 +16,8 @@ the same transaction that it does and that nobody has ended the run (`fence`). S
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -75,6 +75,10 @@ class RunState(Struct, frozen=True, kw_only=True):
         return self.state not in ("running", "waiting")
 
 
+#: Does one step at a moment of the model's time and of the wall's; False when it has to wait.
+Step = Callable[["RunContext", RunState, datetime, datetime], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
     """What a run works with; made anew by every process that advances one.
@@ -93,6 +97,8 @@ class RunContext:
     tell: Callable[[str, str], None] = lambda kind, text: None
     user_folder: Path | None = None  # where a user's trainer module lies
     threads: int = 0  # that the trainer may use; 0 takes half the cores
+    #: Steps done otherwise than by `retrain.steps`: a replay trains in its own process, on no disk.
+    steps: Mapping[StepName, Step] = field(default_factory=dict)
     guard: Callable[[sa.Connection], None] = lambda tx: None
     beat: Callable[[], None] = lambda: None
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.backtest.face import backtest as backtest
     from shelflife.client import Client as Client
     from shelflife.register import register as register
 
-__all__ = ["Client", "__version__", "register"]
+__all__ = ["Client", "__version__", "backtest", "register"]
 __version__ = "0.1.0"
 
 
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from shelflife.client import Client
 
         return Client
+    if name == "backtest":
+        from shelflife.backtest.face import backtest
+
+        return backtest
     if name == "register":
         from shelflife.register import register
 

@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
+    from shelflife.backtest.command import options as backtest_options
     from shelflife.log_command import options as log_options
 
     common = _Parser(add_help=False)
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
             listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top

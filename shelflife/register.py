@@ -24,6 +24,7 @@ from monitor.log.records import Label, Prediction
 from shelflife.reference import Reference, expected_outputs, plain, prepare
 
 if TYPE_CHECKING:
+    from monitor.baseline import Baseline
     from registry.versions import Version
     from shelflife.service import Service
 
@@ -144,6 +145,28 @@ def baseline_files(
 ) -> dict[str, bytes]:
     """`spec.json`, `baseline.json` and `reference.parquet` of a version."""
     from monitor import baseline as baselines
+
+    built, sample = first_baseline(spec, rows, outputs, how=how, now=now, held_out=held_out)
+    buffer = io.BytesIO()
+    sample.to_parquet(buffer, index=False)
+    return {
+        "spec.json": msgspec.json.encode(spec),
+        "baseline.json": baselines.dump(built),
+        "reference.parquet": buffer.getvalue(),
+    }
+
+
+def first_baseline(
+    spec: ModelSpec,
+    rows: Reference,
+    outputs: pd.DataFrame,
+    *,
+    how: str,
+    now: datetime,
+    held_out: bool,
+) -> tuple[Baseline, pd.DataFrame]:
+    """The baseline of a model that was not trained here, and its reference sample."""
+    from monitor import baseline as baselines
     from monitor.measure.performance import encode_labels
 
     y, _bad = encode_labels(spec, rows.labels)
@@ -152,14 +175,7 @@ def baseline_files(
     built = baselines.build(
         spec, rows.inputs, outputs, y, times, created=now, how=how, trained_until=until
     )
-    sample = baselines.reference_sample(rows.inputs, outputs, y, times)
-    buffer = io.BytesIO()
-    sample.to_parquet(buffer, index=False)
-    return {
-        "spec.json": msgspec.json.encode(spec),
-        "baseline.json": baselines.dump(built),
-        "reference.parquet": buffer.getvalue(),
-    }
+    return built, baselines.reference_sample(rows.inputs, outputs, y, times)
 
 
 def keep_history(
