@@ -4,8 +4,8 @@
 
 Each world is a gradient boosting model and rows it has not seen. A case draws a baseline and a
 window from them, plants one cause (or two, or none) in the window and asks. Every
-window but `nothing` also carries a decoy: the numeric column the model needs least drifts by a standard
-deviation.
+window but `nothing` also carries a decoy: the numeric column the model needs least drifts by a
+standard deviation.
 
 "Planted first" counts, among cases whose loss rose by 10 % or more, those whose first cause names
 a planted column and at most one other (a segment: one or both of its columns, at most three named;
