@@ -1,0 +1,273 @@
+"""How much the baseline varies by itself, at every time scale: its blocks of time compared.
+
+φ is the mean of a squared z value over the baseline's own blocks, 1 when rows are independent.
+Blocks are first adjusted for what is known to vary, their stratum (hour, weekend) and one straight
+line over the whole baseline: a column that only ever grew while the baseline was recorded does not
+vary, it drifts, and taking its trend for natural variation would hide that it goes on. What the
+adjustment costs in degrees of freedom is counted exactly, at every scale, as the trace of the
+residual-maker (weighted least squares, blocks weigh as many as their rows).
+
+Columns lend each other strength (`thresholds.moderate`, limma). Scales too long for eight blocks
+are extrapolated along the slope of log(φ - 1) over log(scale), between 0 (variation that is new in
+every block) and 1 (variation that lasts: the design effect).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec import Struct
+
+from monitor.measure import pvalues
+from monitor.measure.strata import LEAST
+from monitor.measure.tally import Layout, Tally
+from monitor.measure.thresholds import moderate
+
+
+class ScaleVariation(Struct, frozen=True, kw_only=True):
+    """Over-dispersion at one time scale. Columns in `Layout.numeric` or `.categorical` order."""
+
+    scale: int  # base blocks summed
+    blocks: int  # of this length in the baseline
+    known: bool  # estimated from at least eight blocks; otherwise extrapolated or assumed
+    loc: tuple[float, ...]
+    scale_: tuple[float, ...]
+    bins: tuple[float, ...]
+    uneven: tuple[float, ...]
+    share: tuple[float, ...]  # missing values, all columns
+    levels: tuple[float, ...]  # categorical columns, mean over their components
+    level: tuple[tuple[float, ...], ...]  # each level by itself
+    df: float  # behind loc and scale_
+
+
+@dataclass(frozen=True)
+class _Adjusted:
+    """Weighted residuals of block means, and the orthonormal basis they were freed of."""
+
+    basis: np.ndarray  # (blocks, parameters)
+    weights: np.ndarray  # square root of the blocks' rows
+
+
+def nothing_known(layout: Layout, scale: int) -> ScaleVariation:
+    """The iid null, where the baseline has no blocks."""
+    numbers, names = len(layout.numeric), len(layout.categorical)
+    ones = (1.0,) * numbers
+    return ScaleVariation(
+        scale=scale,
+        blocks=0,
+        known=False,
+        loc=ones,
+        scale_=ones,
+        bins=ones,
+        uneven=ones,
+        share=(1.0,) * (numbers + names),
+        levels=(1.0,) * names,
+        level=tuple((1.0,) * len(p.counts) for p in layout.categorical),
+        df=pvalues.MANY,
+    )
+
+
+def measure(
+    layout: Layout, blocks: Tally, strata: np.ndarray, place: np.ndarray, scales: Sequence[int]
+) -> tuple[ScaleVariation, ...]:
+    """φ of every column and test at every scale.
+
+    Args:
+        blocks: the baseline's counts per base block.
+        strata: intp (blocks,), see `monitor.measure.strata`.
+        place: int64 (blocks,), number of each block in time; gaps are allowed.
+    """
+    filled = blocks.rows > 0
+    blocks, strata, place = blocks.part(filled), strata[filled], place[filled]
+    if len(blocks) < LEAST:
+        return tuple(nothing_known(layout, scale) for scale in scales)
+    adjusted = _adjust(blocks.rows, strata, place)
+    values = _block_values(layout, blocks)
+    found: list[ScaleVariation] = []
+    for scale in scales:
+        group = np.unique(place // scale, return_inverse=True)[1]
+        groups = int(group.max()) + 1
+        if groups >= LEAST or not found:
+            found.append(_at_scale(layout, adjusted, values, group, scale))
+        else:
+            found.append(_extrapolated(found, scale, groups))
+    return tuple(found)
+
+
+def _adjust(rows: np.ndarray, strata: np.ndarray, place: np.ndarray) -> _Adjusted:
+    weights = np.sqrt(rows.astype(np.float64))
+    present = np.unique(strata)
+    columns = [(strata == s).astype(np.float64) for s in present]
+    if len(rows) > len(present) + 2:
+        centred = place - place.mean()
+        columns.append(centred / max(np.abs(centred).max(), 1.0))
+    basis, _ = np.linalg.qr(weights[:, None] * np.stack(columns, axis=1))
+    return _Adjusted(basis, weights)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Block means of everything that is adjusted, with their variance under independent rows."""
+
+    loc: np.ndarray  # (blocks, numeric)
+    loc_variance: np.ndarray  # (numeric,)
+    spread: np.ndarray
+    spread_variance: np.ndarray
+    bins: np.ndarray  # (blocks, numeric, coarse cells): shares
+    bin_shares: np.ndarray  # (numeric, coarse cells)
+    missing: np.ndarray  # (blocks, columns)
+    missing_shares: np.ndarray
+    levels: tuple[np.ndarray, ...]  # each (blocks, levels + 1)
+    level_shares: tuple[np.ndarray, ...]
+
+
+def _block_values(layout: Layout, blocks: Tally) -> _Values:
+    counts = blocks.numeric.astype(np.float64)
+    whole = counts.sum(0)
+    scores = pvalues.mid_ranks(whole)
+    squares = pvalues.spread_scores(whole, scores)
+    n = np.maximum(counts.sum(-1), 1e-12)
+    pooled = whole / np.maximum(whole.sum(-1, keepdims=True), 1)
+    cells = pvalues.coarse_cells(whole, int(np.median(blocks.rows)))
+    folded = pvalues.folded(counts, cells)
+    shares = [table.sum(0) / max(table.sum(), 1) for table in blocks.levels]
+    return _Values(
+        loc=(counts * scores).sum(-1) / n,
+        loc_variance=_variance(pooled, scores),
+        spread=(counts * squares).sum(-1) / n,
+        spread_variance=_variance(pooled, squares),
+        bins=folded / n[..., None],
+        bin_shares=folded.sum(0) / np.maximum(folded.sum((0, 2)), 1)[:, None],
+        missing=blocks.missing / blocks.rows[:, None],
+        missing_shares=blocks.missing.sum(0) / blocks.rows.sum(),
+        levels=tuple(t / np.maximum(t.sum(1, keepdims=True), 1) for t in blocks.levels),
+        level_shares=tuple(shares),
+    )
+
+
+def _variance(shares: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    mean = (shares * scores).sum(-1)
+    variance: np.ndarray = np.maximum((shares * scores**2).sum(-1) - mean**2, 0.0)
+    return variance
+
+
+def _grouped(
+    adjusted: _Adjusted, values: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Scaled residuals of the groups' means, (groups, …), and their expected number of degrees of
+    freedom: under independent rows the sum of their squares has that many variances."""
+    flat = values.reshape(len(values), -1)
+    weighted = adjusted.weights[:, None] * flat
+    residual = weighted - adjusted.basis @ (adjusted.basis.T @ weighted)
+    size = np.sqrt(np.bincount(group, adjusted.weights**2))
+    gather = np.zeros((len(size), len(values)))
+    gather[group, np.arange(len(values))] = adjusted.weights / size[group]
+    freedom = len(size) - float(((gather @ adjusted.basis) ** 2).sum())
+    return (gather @ residual).reshape(len(size), *values.shape[1:]), max(freedom, 1.0)
+
+
+def _at_scale(
+    layout: Layout, adjusted: _Adjusted, values: _Values, group: np.ndarray, scale: int
+) -> ScaleVariation:
+    loc, freedom = _ratio(adjusted, values.loc, values.loc_variance, group)
+    spread, _ = _ratio(adjusted, values.spread, values.spread_variance, group)
+    bins, uneven = _shape(adjusted, values, group)
+    share, _ = _ratio(
+        adjusted, values.missing, values.missing_shares * (1 - values.missing_shares), group
+    )
+    levels, level = [], []
+    for table, shares in zip(values.levels, values.level_shares, strict=True):
+        each, _ = _ratio(adjusted, table, shares * (1 - shares), group)
+        weights = 1 - shares  # chi-squared is the sum over levels of (1 - share) φ
+        k = max(int((shares > 0).sum()) - 1, 1)
+        levels.append(max(float((each * weights)[shares > 0].sum()) / k, 1.0))
+        level.append(tuple(_round(moderate(each, freedom)[0] if len(each) > 2 else each)))
+    names = moderate(np.array(levels), freedom)[0] if len(levels) > 2 else np.array(levels)
+    groups = int(group.max()) + 1
+    known = groups >= LEAST
+    loc, df = moderate(loc, freedom) if len(loc) else (loc, pvalues.MANY)
+    spread, _ = moderate(spread, freedom) if len(spread) else (spread, df)
+    varied = values.missing_shares > 0
+    if varied.sum() > 2:
+        share[varied] = moderate(share[varied], freedom)[0]
+    return ScaleVariation(
+        scale=scale,
+        blocks=groups,
+        known=known,
+        loc=_round(loc),
+        scale_=_round(spread),
+        bins=_round(bins),
+        uneven=_round(uneven),
+        share=_round(share),
+        levels=_round(names),
+        level=tuple(level),
+        df=float(df),
+    )
+
+
+def _ratio(
+    adjusted: _Adjusted, values: np.ndarray, variance: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, float]:
+    residual, freedom = _grouped(adjusted, values, group)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        phi = (residual**2).sum(0) / (variance * freedom)
+    return np.where(variance > 1e-12, phi, 1.0), freedom
+
+
+def _shape(
+    adjusted: _Adjusted, values: _Values, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """φ and unevenness of the chi-squared remainder."""
+    residual, freedom = _grouped(adjusted, values.bins, group)
+    g = values.bin_shares
+    statistic = np.where(g > 0, residual**2 / np.where(g > 0, g, 1), 0.0).sum(-1)
+    for direction in pvalues._smooth(g):
+        statistic = statistic - (residual * direction).sum(-1) ** 2
+    df = np.maximum((g > 0).sum(-1) - 3, 1)
+    per_group = np.maximum(statistic, 0.0) / df * len(residual) / freedom
+    mean = per_group.mean(0)
+    ratio = per_group.var(0) / np.maximum(mean, 1e-9) ** 2 * df / 2
+    uneven = np.maximum((ratio + np.median(ratio)) / 2, 1.0) if len(ratio) else ratio
+    phi = moderate(mean, freedom * float(np.median(df)))[0] if len(mean) else mean
+    return phi, uneven
+
+
+def _extrapolated(found: Sequence[ScaleVariation], scale: int, groups: int) -> ScaleVariation:
+    """A scale the baseline is too short for, from the longest ones it holds."""
+    last = found[-1]
+    before = found[-2] if len(found) > 1 else None
+    stretch = scale / last.scale
+
+    def carried(name: str) -> tuple[float, ...]:
+        late = np.array(getattr(last, name))
+        slope = np.ones(len(late))
+        if before is not None and len(late):
+            early = np.array(getattr(before, name))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rise = np.log((late - 1) / (early - 1)) / np.log(last.scale / before.scale)
+            slope = np.clip(np.where(np.isfinite(rise), rise, 0.5), 0.0, 1.0)
+            slope = (slope + np.median(slope)) / 2  # columns lend each other strength
+        return _round(1 + (late - 1) * stretch**slope)
+
+    return ScaleVariation(
+        scale=scale,
+        blocks=groups,
+        known=False,
+        loc=carried("loc"),
+        scale_=carried("scale_"),
+        bins=carried("bins"),
+        uneven=last.uneven,
+        share=carried("share"),
+        levels=carried("levels"),
+        level=tuple(
+            _round(1 + (np.array(phi) - 1) * stretch**0.5) if phi else () for phi in last.level
+        ),
+        df=last.df,
+    )
+
+
+def _round(values: np.ndarray | Sequence[float]) -> tuple[float, ...]:
+    """Four digits are more than φ is known to, and a third of the bytes."""
+    return tuple(float(f"{max(value, 1.0):.4g}") for value in values)
