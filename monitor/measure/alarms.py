@@ -1,25 +1,31 @@
 """Which columns drifted, under one budget of false alarms for the model and the quarter.
 
-Every check adds one part (the rows since the check before). The tests look at the newest part and
-at the sums of the newest 6, 24, 168 parts, each scale once per its own length, so that a faint
-shift is found in a day and a gross one at once. The budget is shared equally by the scales and
-within one by all looks and tests (Bonferroni): alpha = budget / scales / looks / tests.
+A window is looked at as the parts its checks added (an hour each, say). At every check the tests
+look at the sums of the newest 1, 2, 4, 8, … parts, so that a gross shift is found at once and a
+faint one as soon as its rows suffice. The budget is shared equally by the scales; within one it
+pays for all tests and for as many independent looks as rolling sums amount to (`looks_of`):
+
+    alpha = budget / scales / looks / tests
 
 A window is held against the baseline's rows of its own strata in its own mix: p = sum of f_s p_s
 with effective size 1 / sum of f_s² / m_s (direct standardisation).
+
+Sources: Siegmund & Yakir 2000 and Siegmund 1985, chapter 10 (rolling sums); Rosenbaum 1987
+(standardisation).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from monitor.measure import pvalues
 from monitor.measure.tally import Layout, Tally
 from monitor.measure.variation import ScaleVariation
 
-SCALES = (1, 6, 24, 168)
 NUMBER_TESTS = ("loc", "scale", "bins", "above", "below", "missing")
 LEVEL_TESTS = ("levels", "level", "missing")
 LEAST_ROWS = 50  # of a window; fewer decide nothing
@@ -64,20 +70,42 @@ def tests_of(layout: Layout) -> int:
     return numbers * len(NUMBER_TESTS) + names * len(LEVEL_TESTS)
 
 
-def scales_for(longest: int, rows_per_part: float) -> tuple[int, ...]:
-    """The scales worth a share of the budget: no longer than the window, with rows enough."""
-    kept = [s for s in SCALES if s <= longest and s * rows_per_part >= LEAST_ROWS]
-    return tuple(kept) or (max(longest, 1),)
+def scales_for(parts: int, rows_per_part: float) -> tuple[int, ...]:
+    """The scales worth a share of the budget: powers of two up to the window, and the window
+    itself, those that can be expected to hold fifty rows."""
+    longest = max(parts, 1)
+    scales = [1 << power for power in range(longest.bit_length()) if (1 << power) * 1.5 <= longest]
+    kept = [s for s in (*scales, longest) if s * rows_per_part >= LEAST_ROWS]
+    return tuple(kept) or (longest,)
 
 
-def alpha(budget: float, looks: float, scale: int, scales: int, tests: int) -> float:
+def looks_of(checks: float, scale: int, alpha: float) -> float:
+    """How many independent looks at level `alpha` so many rolling ones amount to.
+
+    Neighbouring sums of `scale` parts share all but one part: an excursion of their z value beyond
+    u is one clump of looks. Clumps begin at the rate u² / s × ν(u sqrt(2 / s)) P(Z > u) a look,
+    with Siegmund's ν for discrete time (Siegmund 1985, 10.37).
+    """
+    u = float(-special.ndtri(alpha / 2))
+    x = u * math.sqrt(2 / scale)
+    half = x / 2
+    density = math.exp(-half * half / 2) / math.sqrt(2 * math.pi)
+    nu = (2 / x) * (float(special.ndtr(half)) - 0.5) / (half * float(special.ndtr(half)) + density)
+    return max(checks * min(u * u / scale * nu, 1.0), 1.0)
+
+
+def alpha(budget: float, checks: float, scale: int, scales: int, tests: int) -> float:
     """Error rate of one test at one look of one scale.
 
     Args:
         budget: false alarms a quarter.
-        looks: checks a quarter.
+        checks: checks a quarter.
     """
-    return min(budget / scales / max(looks / scale, 1.0) / max(tests, 1), 0.05)
+    share = budget / scales / max(tests, 1)
+    level = min(share / max(checks, 1.0), 0.05)
+    for _ in range(5):  # the number of looks depends on the level, weakly
+        level = min(share / looks_of(checks, scale, level), 0.05)
+    return level
 
 
 def look(
