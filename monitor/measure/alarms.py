@@ -10,13 +10,13 @@ pays for all tests and for as many independent looks as rolling sums amount to (
 A window is held against the baseline's rows of its own strata in its own mix: p = sum of f_s p_s
 with effective size 1 / sum of f_s² / m_s (direct standardisation).
 
-Sources: Siegmund & Yakir 2000 and Siegmund 1985, chapter 10 (rolling sums); Rosenbaum 1987
-(standardisation).
+Sources: Siegmund 1985, chapter 10 (rolling sums); Rosenbaum 1987 (standardisation).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,42 +32,42 @@ LEAST_ROWS = 50  # of a window; fewer decide nothing
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The baseline as the tests need it: counts per stratum."""
+class Windows:
+    """The newest parts summed at several scales, shortest first.
 
-    layout: Layout
-    strata: Tally  # one part per stratum
-    variation: tuple[ScaleVariation, ...]
+    Attributes:
+        scales: parts in each.
+        counts: one `Tally` part per scale.
+        mix: float64 (scales, strata), rows of each stratum.
+    """
+
+    scales: tuple[int, ...]
+    counts: Tally
+    mix: np.ndarray
 
 
 @dataclass(frozen=True)
-class Look:
-    """One scale's p-values.
+class Looks:
+    """The p-values of all scales.
 
     Attributes:
-        numbers: (numeric columns, `NUMBER_TESTS`).
-        names: (categorical columns, `LEVEL_TESTS`).
+        scales: parts in each window.
+        rows: int64 (scales,).
+        alphas: float64 (scales,), what a p-value must fall below.
+        numbers: (scales, numeric columns, `NUMBER_TESTS`).
+        names: (scales, categorical columns, `LEVEL_TESTS`).
     """
 
-    scale: int
-    rows: int
-    alpha: float
-    known: bool
+    scales: tuple[int, ...]
+    rows: np.ndarray
+    alphas: np.ndarray
     numbers: np.ndarray
     names: np.ndarray
-
-    @property
-    def drifted(self) -> np.ndarray:
-        """Per column of `Layout.ordered`: whether any test crossed."""
-        parts = [self.numbers.min(1, initial=1.0), self.names.min(1, initial=1.0)]
-        crossed: np.ndarray = np.concatenate(parts) < self.alpha
-        return crossed
 
 
 def tests_of(layout: Layout) -> int:
     """Tests of one look."""
-    numbers, names = len(layout.numeric), len(layout.categorical)
-    return numbers * len(NUMBER_TESTS) + names * len(LEVEL_TESTS)
+    return len(layout.numeric) * len(NUMBER_TESTS) + len(layout.categorical) * len(LEVEL_TESTS)
 
 
 def scales_for(parts: int, rows_per_part: float) -> tuple[int, ...]:
@@ -108,110 +108,137 @@ def alpha(budget: float, checks: float, scale: int, scales: int, tests: int) -> 
     return level
 
 
-def look(
-    reference: Reference,
-    parts: Tally,
-    strata: np.ndarray,
-    variation: ScaleVariation,
-    *,
-    alpha: float,
-) -> Look:
-    """The p-values of one window against its own mix of the baseline.
+def windows(parts: Tally, mix: np.ndarray, scales: Sequence[int]) -> Windows:
+    """The newest parts summed.
 
     Args:
-        parts: what the window consists of; `strata` says which stratum each part lies in.
+        parts: oldest first; `mix` (parts, strata) says how many rows of each stratum they hold.
+        scales: how many parts to sum, each at most all of them.
     """
-    window = parts.total()
-    base = standardised(reference.strata, parts.rows, strata)
-    return Look(
-        scale=variation.scale,
-        rows=int(window.rows[0]),
-        alpha=alpha,
-        known=variation.known,
-        numbers=_numbers(reference.layout, window, base, variation),
-        names=_names(reference.layout, window, base, variation),
+    place = np.array(scales) - 1
+
+    def newest(table: np.ndarray) -> np.ndarray:
+        return np.cumsum(table[::-1], axis=0)[place]
+
+    counts = Tally(
+        newest(parts.rows),
+        newest(parts.numeric),
+        tuple(newest(table) for table in parts.levels),
+        newest(parts.missing),
     )
+    return Windows(tuple(scales), counts, newest(mix).astype(np.float64))
 
 
 @dataclass(frozen=True)
 class Base:
-    """The baseline in a window's mix, as effective counts (float64)."""
+    """The baseline in each window's mix, as effective counts: float64, scales first."""
 
-    numeric: np.ndarray  # (columns, cells)
+    rows: np.ndarray  # (scales,)
+    numeric: np.ndarray  # (scales, columns, cells)
     levels: tuple[np.ndarray, ...]
-    missing: np.ndarray  # (columns,)
-    rows: float
+    missing: np.ndarray  # (scales, columns)
 
 
-def standardised(reference: Tally, rows: np.ndarray, strata: np.ndarray) -> Base:
-    """Effective counts of the baseline in the mix of the parts."""
-    mix = np.bincount(strata, rows, minlength=len(reference)).astype(np.float64)
-    mix = np.where(reference.rows > 0, mix, 0.0)
-    if not mix.sum():  # strata the baseline never saw: all of it is the best there is
-        mix = reference.rows.astype(np.float64)
-    mix = mix / mix.sum()
-    used = mix > 0
-    mix, m = mix[used], reference.rows[used].astype(np.float64)
-    effective = 1 / (mix**2 / m).sum()
-    factor = effective * mix / m
+def standardised(strata: Tally, mix: np.ndarray) -> Base:
+    """Effective counts of the baseline in the windows' mixes.
+
+    Rows of strata that the baseline never saw are compared with the strata it did see.
+    """
+    m = strata.rows.astype(np.float64)
+    mix = np.where(m > 0, mix, 0.0)
+    mix = np.where(mix.sum(-1, keepdims=True) > 0, mix, m)
+    mix = mix / mix.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.where(m > 0, mix / m, 0.0)  # (scales, strata)
+        effective = 1 / (mix * weight).sum(-1)
+    factor = effective[:, None] * weight
     return Base(
-        numeric=np.einsum("s,sck->ck", factor, reference.numeric[used]),
-        levels=tuple(factor @ table[used] for table in reference.levels),
-        missing=factor @ reference.missing[used],
-        rows=float(effective),
+        rows=effective,
+        numeric=np.tensordot(factor, strata.numeric, axes=1),
+        levels=tuple(factor @ table for table in strata.levels),
+        missing=factor @ strata.missing,
     )
 
 
-def _numbers(layout: Layout, window: Tally, base: Base, variation: ScaleVariation) -> np.ndarray:
+def look(
+    layout: Layout,
+    found: Windows,
+    base: Base,
+    variation: Sequence[ScaleVariation],
+    alphas: Sequence[float],
+) -> Looks:
+    """The p-values of all windows.
+
+    Args:
+        variation: one per scale, at the window's own number of rows (`variation.at`).
+    """
+    return Looks(
+        scales=found.scales,
+        rows=found.counts.rows,
+        alphas=np.array(alphas),
+        numbers=_numbers(layout, found.counts, base, variation),
+        names=_names(layout, found.counts, base, variation),
+    )
+
+
+def _stacked(variation: Sequence[ScaleVariation], name: str) -> np.ndarray:
+    return np.array([getattr(each, name) for each in variation], dtype=np.float64)
+
+
+def _numbers(
+    layout: Layout, window: Tally, base: Base, variation: Sequence[ScaleVariation]
+) -> np.ndarray:
     count = len(layout.numeric)
     if not count:
-        return np.ones((0, len(NUMBER_TESTS)))
-    w, r = window.numeric[0].astype(np.float64), base.numeric
+        return np.ones((len(variation), 0, len(NUMBER_TESTS)))
+    w, r = window.numeric.astype(np.float64), base.numeric
     n, m = w.sum(-1), r.sum(-1)
     scores = pvalues.mid_ranks(r)
-    loc, spread = np.array(variation.loc), np.array(variation.scale_)
-    cells = pvalues.coarse_cells(r, int(n.min()))
+    loc, spread = _stacked(variation, "loc"), _stacked(variation, "scale_")
+    df = _stacked(variation, "df")[:, None]
+    cells = pvalues.coarse_cells(r, n)
     remainder = pvalues.shape_remainder(pvalues.folded(w, cells), pvalues.folded(r, cells))
     widest = np.maximum(loc, spread)
     last = np.array([len(profile.counts) - 1 for profile in layout.numeric])
-    above = w[np.arange(count), last]
+    beyond = (w[:, np.arange(count), last], w[..., 0])
+    squares = pvalues.spread_scores(r, scores)
     tests = [
-        pvalues.p_normal(pvalues.z_score(w, r, scores), loc, variation.df),
-        pvalues.p_normal(
-            pvalues.z_score(w, r, pvalues.spread_scores(r, scores)), spread, variation.df
+        pvalues.p_normal(pvalues.z_score(w, r, scores), loc, df),
+        pvalues.p_normal(pvalues.z_score(w, r, squares), spread, df),
+        pvalues.p_chi_squared(
+            *remainder, _stacked(variation, "bins"), _stacked(variation, "uneven")
         ),
-        pvalues.p_chi_squared(*remainder, np.array(variation.bins), np.array(variation.uneven)),
-        *(pvalues.p_beyond(np.floor(k / widest), n / widest, m / widest) for k in (above, w[:, 0])),
-        _missing(window, base, np.array(variation.share))[:count],
+        *(pvalues.p_beyond(np.floor(k / widest), n / widest, m / widest) for k in beyond),
+        _missing(window, base, variation)[:, :count],
     ]
-    found = np.stack(tests, axis=1)
-    found[n < LEAST_ROWS, :-1] = 1.0
+    found = np.stack(tests, axis=-1)
+    found[(n < LEAST_ROWS) | (m < 1), :-1] = 1.0
     return found
 
 
-def _missing(window: Tally, base: Base, phi: np.ndarray) -> np.ndarray:
-    n = float(window.rows[0])
-    return pvalues.p_share(
-        np.floor(window.missing[0] / phi), n / phi, base.missing / phi, base.rows / phi
-    )
+def _missing(window: Tally, base: Base, variation: Sequence[ScaleVariation]) -> np.ndarray:
+    phi = _stacked(variation, "share")
+    n, m = window.rows[:, None], base.rows[:, None]
+    found = pvalues.p_share(np.floor(window.missing / phi), n / phi, base.missing / phi, m / phi)
+    return np.where(n >= LEAST_ROWS, found, 1.0)
 
 
-def _names(layout: Layout, window: Tally, base: Base, variation: ScaleVariation) -> np.ndarray:
-    first = len(layout.numeric)
+def _names(
+    layout: Layout, window: Tally, base: Base, variation: Sequence[ScaleVariation]
+) -> np.ndarray:
     if not layout.categorical:
-        return np.ones((0, len(LEVEL_TESTS)))
-    missing = _missing(window, base, np.array(variation.share))[first:]
-    rows = []
+        return np.ones((len(variation), 0, len(LEVEL_TESTS)))
+    missing = _missing(window, base, variation)[:, len(layout.numeric) :]
+    whole_phi = _stacked(variation, "levels")
+    columns = []
     for index in range(len(layout.categorical)):
-        w, r = window.levels[index][0].astype(np.float64), base.levels[index]
-        if w.sum() < LEAST_ROWS or not r.sum():
-            rows.append((1.0, 1.0))
-            continue
+        w, r = window.levels[index].astype(np.float64), base.levels[index]
         statistic, df, variance = pvalues.level_statistic(w, r)
-        whole = pvalues.p_chi_squared(
-            np.array(statistic), np.array(df), np.array(variance), variation.levels[index]
-        )
-        phi = np.array(variation.level[index])
-        each = pvalues.p_share(np.floor(w / phi), w.sum() / phi, r / phi, r.sum() / phi)
-        rows.append((float(whole), min(float(each.min()) * int((w + r > 0).sum()), 1.0)))
-    return np.column_stack([np.array(rows), missing])
+        whole = pvalues.p_chi_squared(statistic, df, variance, whole_phi[:, index])
+        phi = np.array([each.level[index] for each in variation])
+        n, m = w.sum(-1, keepdims=True), r.sum(-1, keepdims=True)
+        each = pvalues.p_share(np.floor(w / phi), n / phi, r / phi, m / phi)
+        single = np.minimum(each.min(-1) * ((w + r) > 0).sum(-1), 1.0)
+        enough = (n[:, 0] >= LEAST_ROWS) & (m[:, 0] >= 1)
+        columns.append(np.where(enough[:, None], np.stack([whole, single], -1), 1.0))
+    return np.concatenate([np.stack(columns, axis=1), missing[..., None]], axis=-1)

@@ -59,20 +59,22 @@ def z_score(w: np.ndarray, r: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(z) & (variance > 1e-12), z, 0.0)
 
 
-def p_normal(z: np.ndarray, phi: np.ndarray | float = 1.0, df: float = MANY) -> np.ndarray:
+def p_normal(
+    z: np.ndarray, phi: np.ndarray | float = 1.0, df: np.ndarray | float = MANY
+) -> np.ndarray:
     """Two-sided p-value of z / sqrt(φ), Student's with `df` degrees of freedom."""
     t = -np.abs(z) / np.sqrt(phi)
-    p: np.ndarray = 2 * (special.ndtr(t) if df >= MANY else special.stdtr(df, t))
+    p: np.ndarray = 2 * np.where(np.asarray(df) >= MANY, special.ndtr(t), special.stdtr(df, t))
     return p
 
 
-def coarse_cells(r: np.ndarray, n: int) -> np.ndarray:
+def coarse_cells(r: np.ndarray, n: np.ndarray | float) -> np.ndarray:
     """The shape test's cell of each cell, by the baseline's mid-rank: intp, shape of `r`.
 
     By rank instead of by position, so that columns whose ties merged cells are cut as evenly as
     they can be; what lies beyond the baseline falls into the outermost cells.
     """
-    cells = _FINE if n >= _SMALL else _COARSE
+    cells = np.where(np.asarray(n) >= _SMALL, _FINE, _COARSE)[..., None]
     place = np.floor((mid_ranks(r) + 0.5) * cells).astype(np.intp)
     clipped: np.ndarray = np.clip(place, 0, cells - 1)
     return clipped
@@ -207,21 +209,22 @@ def _choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
     return logs
 
 
-def level_statistic(w: np.ndarray, r: np.ndarray) -> tuple[float, int, float]:
-    """Two-sample chi-squared of one categorical column: statistic, df and its variance.
+def level_statistic(w: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two-sample chi-squared of categories: statistic, degrees of freedom and its variance.
 
     Levels that expect less than one row of the window are pooled into one.
     """
-    n, m = w.sum(), r.sum()
-    pooled = w + r
-    thin = pooled * (n / (n + m)) < 1
-    if thin.sum() >= 2:
-        w, r = np.append(w[~thin], w[thin].sum()), np.append(r[~thin], r[thin].sum())
-    filled = (w + r) > 0
-    w, r, k = w[filled], r[filled], int(filled.sum())
-    if k < 2 or n <= 0 or m <= 0:
-        return 0.0, 0, 0.0
-    g = (w + r) / (n + m)
-    statistic = float(((w / n - r / m) ** 2 / g).sum() / (1 / n + 1 / m))
-    excess = max(float((1 / g).sum()) - k**2 - 2 * k + 2, 0.0) / n * m / (n + m)
-    return statistic, k - 1, 2 * (k - 1) + excess
+    n, m = w.sum(-1, keepdims=True), r.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        thin = (w + r) * (n / (n + m)) < 1
+        thin &= thin.sum(-1, keepdims=True) >= 2
+        w = np.concatenate([np.where(thin, 0, w), (w * thin).sum(-1, keepdims=True)], axis=-1)
+        r = np.concatenate([np.where(thin, 0, r), (r * thin).sum(-1, keepdims=True)], axis=-1)
+        g = (w + r) / (n + m)
+        filled = g > 0
+        inverse = np.where(filled, 1 / np.where(filled, g, 1), 0.0)
+        statistic = ((w / n - r / m) ** 2 * inverse).sum(-1) / (1 / n + 1 / m)[..., 0]
+        k = filled.sum(-1)
+        excess = (inverse.sum(-1) - k**2 - 2 * k + 2) / n[..., 0] * (m / (n + m))[..., 0]
+    df = np.maximum(k - 1, 0)
+    return statistic, df, 2 * df + np.maximum(excess, 0.0)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from monitor.measure import pvalues
 from monitor.measure.strata import LEAST
@@ -30,6 +30,7 @@ class ScaleVariation(Struct, frozen=True, kw_only=True):
     """Over-dispersion at one time scale. Columns in `Layout.numeric` or `.categorical` order."""
 
     scale: int  # base blocks summed
+    rows: float  # of such a block, on average
     blocks: int  # of this length in the baseline
     known: bool  # estimated from at least eight blocks; otherwise extrapolated or assumed
     loc: tuple[float, ...]
@@ -56,6 +57,7 @@ def nothing_known(layout: Layout, scale: int) -> ScaleVariation:
     ones = (1.0,) * numbers
     return ScaleVariation(
         scale=scale,
+        rows=1.0,
         blocks=0,
         known=False,
         loc=ones,
@@ -162,10 +164,12 @@ def _grouped(
     weighted = adjusted.weights[:, None] * flat
     residual = weighted - adjusted.basis @ (adjusted.basis.T @ weighted)
     size = np.sqrt(np.bincount(group, adjusted.weights**2))
-    gather = np.zeros((len(size), len(values)))
-    gather[group, np.arange(len(values))] = adjusted.weights / size[group]
-    freedom = len(size) - float(((gather @ adjusted.basis) ** 2).sum())
-    return (gather @ residual).reshape(len(size), *values.shape[1:]), max(freedom, 1.0)
+    share = (adjusted.weights / size[group])[:, None]
+    begins = np.flatnonzero(np.diff(group, prepend=-1))  # blocks are in order of time
+    basis = np.add.reduceat(share * adjusted.basis, begins)
+    freedom = len(size) - float((basis**2).sum())
+    gathered = np.add.reduceat(share * residual, begins)
+    return gathered.reshape(len(size), *values.shape[1:]), max(freedom, 1.0)
 
 
 def _at_scale(
@@ -186,7 +190,7 @@ def _at_scale(
         level.append(tuple(_round(moderate(each, freedom)[0] if len(each) > 2 else each)))
     names = moderate(np.array(levels), freedom)[0] if len(levels) > 2 else np.array(levels)
     groups = int(group.max()) + 1
-    known = groups >= LEAST
+    known, rows = groups >= LEAST, float((adjusted.weights**2).sum()) / groups
     loc, df = moderate(loc, freedom) if len(loc) else (loc, pvalues.MANY)
     spread, _ = moderate(spread, freedom) if len(spread) else (spread, df)
     varied = values.missing_shares > 0
@@ -194,6 +198,7 @@ def _at_scale(
         share[varied] = moderate(share[varied], freedom)[0]
     return ScaleVariation(
         scale=scale,
+        rows=rows,
         blocks=groups,
         known=known,
         loc=_round(loc),
@@ -253,6 +258,7 @@ def _extrapolated(found: Sequence[ScaleVariation], scale: int, groups: int) -> S
 
     return ScaleVariation(
         scale=scale,
+        rows=last.rows * stretch,
         blocks=groups,
         known=False,
         loc=carried("loc"),
@@ -271,3 +277,28 @@ def _extrapolated(found: Sequence[ScaleVariation], scale: int, groups: int) -> S
 def _round(values: np.ndarray | Sequence[float]) -> tuple[float, ...]:
     """Four digits are more than φ is known to, and a third of the bytes."""
     return tuple(float(f"{max(value, 1.0):.4g}") for value in values)
+
+
+def at(known: Sequence[ScaleVariation], scale: float, rows: float) -> ScaleVariation:
+    """φ of a window of another length or with other traffic than the baseline's blocks.
+
+    The nearest known scale, carried to the window's rows by the design effect: what a block's
+    rows share adds a fixed variance to their mean, however many they are, so φ - 1 grows with n.
+    """
+    nearest = min(known, key=lambda each: abs(np.log(max(scale, 1e-9) / each.scale)))
+    factor = max(rows, 1.0) / max(nearest.rows, 1.0)
+    if nearest.blocks == 0 or abs(factor - 1) < 0.02:
+        return nearest
+
+    def carried(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple((1 + (np.array(values) - 1) * factor).tolist())
+
+    return structs.replace(
+        nearest,
+        loc=carried(nearest.loc),
+        scale_=carried(nearest.scale_),
+        bins=carried(nearest.bins),
+        share=carried(nearest.share),
+        levels=carried(nearest.levels),
+        level=tuple(map(carried, nearest.level)),
+    )
