@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from core.times import spell
 from monitor.measure.drift import DECIDING
 from monitor.measure.performance import METRIC_NAMES
 from monitor.results import ColumnDrift, Performance, Statistic
 
 _NAMED = 3  # columns a title names
-_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²",
-    "tail": "share beyond its range",
+_STATISTICS = {"psi": "PSI", "js": "JS", "hellinger": "Hellinger", "tv": "TV", "wasserstein": "W1",
+    "ks": "KS", "chi2": "χ²", "location": "location z", "spread": "spread z", "shape": "shape z",
+    "tail": "tail z", "missing": "missing z", "levels": "categories z", "level": "one category z",
 }  # fmt: skip
 
 
@@ -27,9 +29,7 @@ def strength(column: ColumnDrift) -> float:
 def _ratio(statistic: Statistic) -> float:
     if statistic.value is None or not statistic.threshold:
         return 0.0
-    # Chi-squared is a square and a tail a count: their roots compare with Kolmogorov–Smirnov.
-    ratio = statistic.value / statistic.threshold
-    return ratio if statistic.name == "ks" else ratio**0.5
+    return statistic.value / statistic.threshold
 
 
 def drift_title(drift: Sequence[ColumnDrift]) -> str:
@@ -56,7 +56,10 @@ def _strongest(column: ColumnDrift) -> Statistic:
 
 def _told(statistic: Statistic) -> str:
     name = _STATISTICS.get(statistic.name, statistic.name)
-    return f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+    told = f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+    if statistic.over_s is None:
+        return told
+    return f"{told} over {spell(timedelta(seconds=statistic.over_s))}"
 
 
 def loss_title(performance: Performance) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import TrainerFailed, UntrustedArtifact
 from core.files import sha256_tree
-from core.settings import ModelSettings, span
+from core.settings import span
 from core.spec import ModelSpec
 from core.times import iso, utc
 from monitor.baseline import build, dump, reference_sample
@@ -138,7 +138,8 @@ def _files(
         created=at,
         how="holdout",
         trained_until=account.trained_until,
-        window_rows=_window_rows(account, context.settings),
+        every=span(context.settings.check_every),
+        window=span(context.settings.window),
     )
     reference = reference_sample(inputs, outputs, y, times)
     buffer = io.BytesIO()
@@ -151,11 +152,3 @@ def _files(
         "dataset.json": msgspec.json.encode(account),
         "train.log": (folder / "job" / "train.log").read_bytes(),
     }
-
-
-def _window_rows(account: Account, settings: ModelSettings) -> int | None:
-    """Rows that a check window holds on average, from the labelled rows' own density."""
-    length = account.holdout_until - account.holdout_since
-    if length <= timedelta():
-        return None
-    return max(1, round(account.holdout_rows * (span(settings.window) / length)))

@@ -1,6 +1,6 @@
 """What a column of the baseline looked like: a few numbers and counts per cell, small and in JSON.
 
-The cells are fixed by the baseline once: for numbers about twenty of equal mass (ties merge them)
+The cells are fixed by the baseline once: for numbers about thirty of equal mass (ties merge them)
 between its lowest and highest value, and one on either side for what lies beyond; for categories
 one per level and one for everything else. A single value of a million can therefore neither
 stretch the cells nor hide a shift, as it does where bins are laid over both samples.
@@ -20,8 +20,9 @@ from core.spec import Kind
 if TYPE_CHECKING:
     import pandas as pd
 
-CELLS = 20  # equal-mass cells of a numeric column, before ties merge some
+CELLS = 32  # equal-mass cells of a numeric column, before ties merge some
 MAX_LEVELS = 200  # more categories than this are counted together as the rest
+_PIECE = 1 << 13  # values compared at a time: what stays in a core's first cache
 _TRUTH = ("false", "true")
 
 Role = Literal["input", "output"]
@@ -181,7 +182,7 @@ def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfil
     return ColumnProfile(
         **basics,
         edges=tuple(edges.tolist()),
-        counts=tuple(_count_numbers(edges, values).tolist()),
+        counts=tuple(np.bincount(_places(edges, values), minlength=len(edges) + 1).tolist()),
         distinct=len(repeats),
         top_share=float(repeats.max() / len(values)),
         mean=mean if np.isfinite(mean) else None,
@@ -205,19 +206,28 @@ def _profile_levels(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile
 
 
 def cells_of(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
-    """The cell of each value, in 0 … len(profile.counts) - 1, shape of `values`."""
+    """The cell of each value, in 0 … len(profile.counts) - 1, intp, shape of `values`."""
     if profile.numeric:
-        # Left: a value equal to an edge belongs to the cell that ends there.
-        return np.searchsorted(np.asarray(profile.edges), values, side="left")
+        return _places(np.asarray(profile.edges), values)
     known = {level: index for index, level in enumerate(profile.levels)}
     rest = len(profile.levels)
     return np.fromiter((known.get(v, rest) for v in values), dtype=np.intp, count=len(values))
 
 
+def _places(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How many edges lie below each value: a value equal to an edge belongs to the cell that ends
+    there. Comparing all values with one edge after another runs at the speed of the cache, several
+    times faster than a binary search per value."""
+    found = np.empty(len(values), dtype=np.intp)
+    for start in range(0, len(values), _PIECE):
+        piece = values[start : start + _PIECE]
+        counter = np.zeros(len(piece), dtype=np.uint8)
+        for edge in edges:
+            counter += piece > edge
+        found[start : start + _PIECE] = counter
+    return found
+
+
 def count(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
     """Values per cell of the baseline, int64: below, cells, above; or levels, everything else."""
     return np.bincount(cells_of(profile, values), minlength=len(profile.counts))
-
-
-def _count_numbers(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)

@@ -131,7 +131,7 @@ def tally_blocks(
         values = columns[profile.key]
         mine = block[values.present]
         kept = mine >= 0
-        cells = _cells(profile, values.values)
+        cells = cells_of(profile, values.values)
         width = len(profile.counts)
         flat = mine[kept] * width + cells[kept]
         table = np.bincount(flat, minlength=blocks * width).reshape(blocks, width)
@@ -141,21 +141,6 @@ def tally_blocks(
             levels.append(table)
         usable[:, index] = table.sum(1)
     return Tally(rows, numeric, tuple(levels), rows[:, None] - usable)
-
-
-def _cells(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
-    if not profile.numeric:
-        return cells_of(profile, values)
-    # A cell is the number of edges below the value: comparing all values with one edge after
-    # another runs at the memory's speed, a binary search per value does not.
-    found = np.zeros(len(values), dtype=np.intp)
-    for start in range(0, len(values), _PIECE):
-        piece = values[start : start + _PIECE]
-        counter = np.zeros(len(piece), dtype=np.uint8)
-        for edge in profile.edges:
-            counter += piece > edge
-        found[start : start + _PIECE] = counter
-    return found
 
 
 def merge(parts: Sequence[Tally]) -> Tally:

@@ -119,6 +119,7 @@ class _Values:
     spread_variance: np.ndarray
     bins: np.ndarray  # (blocks, numeric, coarse cells): shares
     bin_shares: np.ndarray  # (numeric, coarse cells)
+    present: np.ndarray  # (blocks, numeric): share of the rows that have a value
     missing: np.ndarray  # (blocks, columns)
     missing_shares: np.ndarray
     levels: tuple[np.ndarray, ...]  # each (blocks, levels + 1)
@@ -131,17 +132,21 @@ def _block_values(layout: Layout, blocks: Tally) -> _Values:
     scores = pvalues.mid_ranks(whole)
     squares = pvalues.spread_scores(whole, scores)
     n = np.maximum(counts.sum(-1), 1e-12)
+    empty = counts.sum(-1) == 0
     pooled = whole / np.maximum(whole.sum(-1, keepdims=True), 1)
     cells = pvalues.coarse_cells(whole, int(np.median(blocks.rows)))
     folded = pvalues.folded(counts, cells)
+    shares_of_bins = folded.sum(0) / np.maximum(folded.sum((0, 2)), 1)[:, None]
     shares = [table.sum(0) / max(table.sum(), 1) for table in blocks.levels]
     return _Values(
-        loc=(counts * scores).sum(-1) / n,
+        # A block without values of a column lies at its mean, zero, and is not counted (`present`).
+        loc=np.where(empty, 0.0, (counts * scores).sum(-1) / n),
         loc_variance=_variance(pooled, scores),
-        spread=(counts * squares).sum(-1) / n,
+        spread=np.where(empty, 0.0, (counts * squares).sum(-1) / n),
         spread_variance=_variance(pooled, squares),
-        bins=folded / n[..., None],
-        bin_shares=folded.sum(0) / np.maximum(folded.sum((0, 2)), 1)[:, None],
+        bins=np.where(empty[..., None], shares_of_bins, folded / n[..., None]),
+        bin_shares=shares_of_bins,
+        present=counts.sum(-1) / blocks.rows[:, None],
         missing=blocks.missing / blocks.rows[:, None],
         missing_shares=blocks.missing.sum(0) / blocks.rows.sum(),
         levels=tuple(t / np.maximum(t.sum(1, keepdims=True), 1) for t in blocks.levels),
@@ -175,9 +180,15 @@ def _grouped(
 def _at_scale(
     layout: Layout, adjusted: _Adjusted, values: _Values, group: np.ndarray, scale: int
 ) -> ScaleVariation:
+    # A mean of fewer values than rows varies more, and an empty block not at all: undo both.
+    filled = values.present > 0
+    thin = np.where(filled, values.present, 0.0).sum(0) / np.maximum(filled.sum(0), 1)
+    thin = thin / np.maximum(filled.mean(0), 1e-9)
     loc, freedom = _ratio(adjusted, values.loc, values.loc_variance, group)
     spread, _ = _ratio(adjusted, values.spread, values.spread_variance, group)
+    loc, spread = loc * thin, spread * thin
     bins, uneven = _shape(adjusted, values, group)
+    bins = np.maximum(bins * thin, 1.0)
     share, _ = _ratio(
         adjusted, values.missing, values.missing_shares * (1 - values.missing_shares), group
     )
