@@ -200,8 +200,9 @@ def _strongest(
     found = {}
     numbers = len(reference.layout.numeric)
     for index, profile in enumerate(reference.layout.ordered):
-        tests, names = (looks.numbers[:, index], _NUMBER_NAMES)
-        if index >= numbers:
+        if index < numbers:
+            tests, names = looks.numbers[:, index], _NUMBER_NAMES
+        else:
             tests, names = looks.names[:, index - numbers], _LEVEL_NAMES
         if profile.role == "output":  # rows that nobody was asked about have no output
             tests = tests[:, :-1]
