@@ -134,7 +134,10 @@ def measure(
         ages: float64 (rows,), seconds from each row's event time to the moment of the check.
         seconds: float64 (rows,), event time in seconds since 1970.
     """
-    verdicts = _judge(reference, window, ages, seconds, budget)
+    if not reference.layout.profiles or not len(ages):
+        verdicts = _Verdicts({}, 0.05, reference.variation[0])
+    else:
+        verdicts = _judge(reference, window, ages, seconds, budget)
     return tuple(
         _measure_column(
             profile, reference, verdicts, sample.get(profile.key), window.get(profile.key), budget
@@ -236,11 +239,7 @@ def _measure_column(
     """One column; `why` says why it could not be measured."""
     n = 0 if window is None else len(window.values)
     why = _unmeasurable(profile, window, budget.min_rows)
-    # Missing in every row is no comparison of values, but it is a change all the same.
-    strongest = verdicts.strongest.get(profile.key)
-    decided = (
-        strongest if strongest is not None and (not why or strongest.name == "missing") else None
-    )
+    decided = None if why else verdicts.strongest.get(profile.key)
     statistics: tuple[Statistic, ...] = ()
     if window is not None and not why:
         spread = reference.spread(profile.key, budget.window, n)
