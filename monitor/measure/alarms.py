@@ -230,15 +230,33 @@ def _names(
         return np.ones((len(variation), 0, len(LEVEL_TESTS)))
     missing = _missing(window, base, variation)[:, len(layout.numeric) :]
     whole_phi = _stacked(variation, "levels")
+    counts = [table.astype(np.float64) for table in window.levels]
+    singles = _singles(counts, base.levels, variation)
     columns = []
-    for index in range(len(layout.categorical)):
-        w, r = window.levels[index].astype(np.float64), base.levels[index]
+    for index, (w, r) in enumerate(zip(counts, base.levels, strict=True)):
         statistic, df, variance = pvalues.level_statistic(w, r)
         whole = pvalues.p_chi_squared(statistic, df, variance, whole_phi[:, index])
-        phi = np.array([each.level[index] for each in variation])
-        n, m = w.sum(-1, keepdims=True), r.sum(-1, keepdims=True)
-        each = pvalues.p_share(np.floor(w / phi), n / phi, r / phi, m / phi)
-        single = np.minimum(each.min(-1) * ((w + r) > 0).sum(-1), 1.0)
-        enough = (n[:, 0] >= LEAST_ROWS) & (m[:, 0] >= 1)
-        columns.append(np.where(enough[:, None], np.stack([whole, single], -1), 1.0))
+        enough = (w.sum(-1) >= LEAST_ROWS) & (r.sum(-1) >= 1)
+        columns.append(np.where(enough[:, None], np.stack([whole, singles[index]], -1), 1.0))
     return np.concatenate([np.stack(columns, axis=1), missing[..., None]], axis=-1)
+
+
+def _singles(
+    counts: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    variation: Sequence[ScaleVariation],
+) -> list[np.ndarray]:
+    """Each column's smallest p-value of a single level, times its levels: one per scale.
+
+    All columns' levels side by side in one call: the exact test's loop costs the same for many.
+    """
+    widths = [table.shape[1] for table in counts]
+    w, r = np.concatenate(counts, axis=1), np.concatenate(baseline, axis=1)
+    phi = np.array([np.concatenate(each.level) for each in variation])
+    column = np.repeat(np.arange(len(widths)), widths)
+    n, m = (np.stack([t.sum(-1) for t in tables], 1)[:, column] for tables in (counts, baseline))
+    p = pvalues.p_share(np.floor(w / phi), n / phi, r / phi, m / phi)
+    begins = np.cumsum([0, *widths[:-1]])
+    filled = np.add.reduceat(((w + r) > 0).astype(np.intp), begins, axis=1)
+    smallest = np.minimum(np.minimum.reduceat(p, begins, axis=1) * filled, 1.0)
+    return list(smallest.T)

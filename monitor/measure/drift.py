@@ -243,7 +243,7 @@ def _measure_column(
     statistics: tuple[Statistic, ...] = ()
     if window is not None and not why:
         spread = reference.spread(profile.key, budget.window, n)
-        counted = _counted(profile, spread, window.values, verdicts.alpha)
+        counted = _counted(profile, spread, window, verdicts.alpha)
         w1 = reference.calibration.w1.get(profile.key)
         ranked = _ranked(profile, spread.loc, w1, sample, window.values, verdicts.alpha)
         statistics = (*counted[:4], *ranked, *counted[4:])
@@ -275,10 +275,10 @@ def _unmeasurable(profile: ColumnProfile, window: Values | None, min_rows: int) 
 
 
 def _counted(
-    profile: ColumnProfile, spread: Spread, values: np.ndarray, alpha: float
+    profile: ColumnProfile, spread: Spread, column: Values, alpha: float
 ) -> list[Statistic]:
     """Effect sizes from counts per cell."""
-    baseline, window = np.asarray(profile.counts), count(profile, values)
+    baseline, window = np.asarray(profile.counts), count(profile, column)
     n, m = int(window.sum()), int(baseline.sum())
     filled = int(((window + baseline) > 0).sum())
     phi = spread.loc if profile.numeric else spread.levels

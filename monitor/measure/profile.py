@@ -8,7 +8,6 @@ stretch the cells nor hide a shift, as it does where bins are laid over both sam
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 CELLS = 32  # equal-mass cells of a numeric column, before ties merge some
 MAX_LEVELS = 200  # more categories than this are counted together as the rest
+_RUN = 1 << 16  # values sorted at a time: what a core's own cache holds
 _PIECE = 1 << 13  # values compared at a time: what stays in a core's first cache
 _TRUTH = ("false", "true")
 
@@ -33,11 +33,12 @@ class Values:
     """One column as it came: its usable values in order, and what was not usable.
 
     Attributes:
-        values: float64 (numeric kinds) or str objects (categorical, boolean), missing left out.
+        values: float64 (numeric kinds) or intp codes into `names`, missing ones left out.
         present: bool per row: has a usable value; `present.sum() == len(values)`.
         missing: rows with None or NaN.
         invalid: rows whose value is of another type than the kind, or infinite.
         example: one invalid value, for messages.
+        names: categorical, boolean: the distinct values; empty for numbers.
     """
 
     values: np.ndarray
@@ -45,10 +46,15 @@ class Values:
     missing: int
     invalid: int
     example: object = None
+    names: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         return len(self.present)
+
+    def spelled(self) -> np.ndarray:
+        """The values themselves: float64, or str objects."""
+        return np.array(self.names, dtype=object)[self.values] if self.names else self.values
 
 
 class ColumnProfile(Struct, frozen=True, kw_only=True):
@@ -93,7 +99,8 @@ def read_values(kind: Kind, column: pd.Series) -> Values:
     """The column's usable values; whatever it holds, this does not raise."""
     if is_numeric(kind):
         return _numbers(column)
-    return _categories(column, _level if kind == "categorical" else _truth)
+    found = _coded(column) if kind == "categorical" else None
+    return found or _categories(column, _level if kind == "categorical" else _truth)
 
 
 def _numbers(column: pd.Series) -> Values:
@@ -102,8 +109,10 @@ def _numbers(column: pd.Series) -> Values:
     dtype: Any = column.dtype
     if getattr(dtype, "kind", "O") in "fiu":
         raw = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        missing = np.isnan(raw)
-        wrong = np.isinf(raw)
+        usable = np.isfinite(raw)
+        if usable.all():
+            return Values(raw, usable, 0, 0)
+        missing, wrong = np.isnan(raw), np.isinf(raw)
     else:
         objects = column.to_numpy(dtype=object)
         missing = np.asarray(pd.isna(column), dtype=bool)
@@ -129,17 +138,47 @@ def _float(value: Any) -> float:
         return np.inf
 
 
+def _coded(column: pd.Series) -> Values | None:
+    """A column of nothing but strings and gaps, coded by Arrow in one pass; None for any other."""
+    import pyarrow as pa
+
+    try:
+        array: Any = pa.array(column, from_pandas=True)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if not pa.types.is_dictionary(array.type):
+            array = array.dictionary_encode()
+        if not _text(array.type.value_type):
+            return None
+    except (pa.ArrowException, ValueError, TypeError, UnicodeEncodeError):
+        return None
+    present = array.is_valid().to_numpy(zero_copy_only=False)
+    codes = array.indices.drop_null().to_numpy(zero_copy_only=False).astype(np.intp)
+    names = tuple(array.dictionary.to_pylist())
+    return Values(codes, present, int((~present).sum()), 0, names=names)
+
+
+def _text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
 def _categories(column: pd.Series, spell: Any) -> Values:
     import pandas as pd
 
     objects = column.to_numpy(dtype=object)
     missing = np.asarray(pd.isna(column), dtype=bool)
-    spelled = np.empty(len(objects), dtype=object)
-    spelled[:] = [None if gone else spell(v) for v, gone in zip(objects, missing, strict=True)]
+    spelled = [None if gone else spell(v) for v, gone in zip(objects, missing, strict=True)]
     present = np.fromiter((v is not None for v in spelled), dtype=bool, count=len(spelled))
     wrong = ~present & ~missing
     example = objects[int(wrong.argmax())] if wrong.any() else None
-    return Values(spelled[present], present, int(missing.sum()), int(wrong.sum()), example)
+    codes: dict[str, int] = {}
+    values = np.fromiter(
+        (codes.setdefault(v, len(codes)) for v in spelled if v is not None), dtype=np.intp
+    )
+    invalid = int(wrong.sum())
+    return Values(values, present, int(missing.sum()), invalid, example, names=tuple(codes))
 
 
 def _level(value: object) -> str | None:
@@ -166,7 +205,7 @@ def profile_column(name: str, role: Role, kind: Kind, column: Values) -> ColumnP
         return ColumnProfile(**basics, counts=(), why="the baseline has no value in this column")
     if is_numeric(kind):
         return _profile_numbers(basics, column.values)
-    return _profile_levels(basics, column.values)
+    return _profile_levels(basics, column)
 
 
 def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile:
@@ -191,27 +230,30 @@ def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfil
     )
 
 
-def _profile_levels(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile:
-    found = sorted(Counter(values.tolist()).items(), key=lambda pair: (-pair[1], pair[0]))
+def _profile_levels(basics: dict[str, Any], column: Values) -> ColumnProfile:
+    counts = np.bincount(column.values, minlength=len(column.names)).tolist()
+    found = sorted(zip(column.names, counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    found = [pair for pair in found if pair[1]]
     kept = found[:MAX_LEVELS]
-    rest = len(values) - sum(repeats for _, repeats in kept)
+    rest = len(column.values) - sum(repeats for _, repeats in kept)
     return ColumnProfile(
         **basics,
         levels=tuple(level for level, _ in kept),
         counts=(*(repeats for _, repeats in kept), rest),
         complete=rest == 0,
         distinct=len(found),
-        top_share=found[0][1] / len(values),
+        top_share=found[0][1] / len(column.values),
     )
 
 
-def cells_of(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
-    """The cell of each value, in 0 … len(profile.counts) - 1, intp, shape of `values`."""
+def cells_of(profile: ColumnProfile, column: Values) -> np.ndarray:
+    """The cell of each usable value, in 0 … len(profile.counts) - 1, intp."""
     if profile.numeric:
-        return _places(np.asarray(profile.edges), values)
+        return _places(np.asarray(profile.edges), column.values)
     known = {level: index for index, level in enumerate(profile.levels)}
     rest = len(profile.levels)
-    return np.fromiter((known.get(v, rest) for v in values), dtype=np.intp, count=len(values))
+    table = np.array([known.get(name, rest) for name in column.names], dtype=np.intp)
+    return table[column.values] if len(table) else np.empty(0, dtype=np.intp)
 
 
 def _places(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -228,6 +270,19 @@ def _places(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def count(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
+def count(profile: ColumnProfile, column: Values) -> np.ndarray:
     """Values per cell of the baseline, int64: below, cells, above; or levels, everything else."""
-    return np.bincount(cells_of(profile, values), minlength=len(profile.counts))
+    if profile.numeric:
+        return _count_numbers(profile, column.values)
+    return np.bincount(cells_of(profile, column), minlength=len(profile.counts))
+
+
+def _count_numbers(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
+    """Sorting a cacheful at a time and cutting the sorted run at the edges is several times faster
+    than finding each value's cell."""
+    edges = np.asarray(profile.edges)
+    below = np.zeros(len(edges), dtype=np.int64)
+    for start in range(0, len(values), _RUN):
+        # A value equal to an edge belongs to the cell that ends there: it counts as below.
+        below += np.searchsorted(np.sort(values[start : start + _RUN]), edges, side="right")
+    return np.diff(below, prepend=0, append=len(values))

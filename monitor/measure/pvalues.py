@@ -28,7 +28,8 @@ from scipy import special
 MANY = 1e6  # degrees of freedom that stand for certainty
 _FINE, _COARSE = 8, 5  # cells of the shape test; fewer for small windows
 _SMALL = 80  # rows
-_EXACT = 1e-3  # above this the normal approximation of `share` is good enough: it decides nothing
+_EXACT = 5e-3  # above this the normal approximation of a share will do: nothing is decided there
+_PLAIN = (50, 1e-12)  # expected rows and p-value from which on it decides alike
 
 
 def mid_ranks(r: np.ndarray) -> np.ndarray:
@@ -157,13 +158,11 @@ def p_beyond(k: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
     return p
 
 
-def p_share(
-    k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray, *, exact: bool = True
-) -> np.ndarray:
+def p_share(k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Fisher's exact test: k of n window rows against `others` of m baseline rows.
 
-    Twice the smaller one-sided p-value. Values the normal approximation (with Yates' correction)
-    puts above 1e-3 are left at that approximation: no budget decides there. Arrays of one shape.
+    Twice the smaller one-sided p-value. What the normal approximation (with Yates' correction) puts
+    above 0.005, or with 50 rows expected below 1e-12, is left at that: no budget decides there.
     """
     k, n, others, m = np.broadcast_arrays(k, n, others, m)
     k, others = np.rint(k), np.rint(others)
@@ -175,7 +174,8 @@ def p_share(
         z = np.where(error > 0, gap / error, 0.0)
     p = 2 * special.ndtr(-z)
     rough = np.where(np.isfinite(p), np.minimum(p, 1.0), 1.0)
-    near = (rough < max(_EXACT, 20 * _EXACT)) if exact else np.zeros(rough.shape, dtype=bool)
+    many = np.minimum(pooled, 1 - pooled) * np.minimum(n, m) > _PLAIN[0]
+    near = (rough < _EXACT) & ~(many & (rough < _PLAIN[1]))
     if near.any():
         rough = rough.copy()
         rough[near] = _fisher(k[near], n[near], others[near], m[near])
@@ -198,7 +198,7 @@ def _fisher(k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray) -> 
         term = np.where(i < np.minimum(marked, n), term * step, 0.0)
         ratio_sum = ratio_sum + term
         i = i + 1
-        if (term <= 1e-12 * ratio_sum).all():
+        if (term <= 1e-7 * ratio_sum).all():
             break
     p: np.ndarray = np.minimum(2 * np.exp(first) * ratio_sum, 1.0)
     return p

@@ -137,7 +137,8 @@ def _stuck(view: _View) -> QualityIssue | None:
     chance = profile.top_share ** (len(values) / view.spread.levels)
     if chance >= _STUCK:
         return None
-    text = f"{profile.column} is {shown(values[0])} in all {len(values):,} rows that have a value"
+    only = shown(view.values.spelled()[0])
+    text = f"{profile.column} is {only} in all {len(values):,} rows that have a value"
     expected = f"more than one value (the baseline has {profile.distinct:,})"
     return _issue(profile, "constant", 1.0, expected, text, True)
 
@@ -146,12 +147,15 @@ def _unseen(view: _View) -> QualityIssue | None:
     profile, values = view.profile, view.values.values
     if profile.numeric or not profile.complete or profile.why or not len(values):
         return None
-    new = cells_of(profile, values) == len(profile.levels)
+    new = cells_of(profile, view.values) == len(profile.levels)
     found, n, limit = int(new.sum()), len(values), view.settings.unseen_share
     broken = _breaks(found, n, 0.0, limit, view.spread.levels)
     if not broken and found / n < _NOTABLE:
         return None
-    names = ", ".join(shown(level) for level in sorted(set(values[new].tolist()))[:3])
+    names = ", ".join(
+        shown(level)
+        for level in sorted({view.values.names[code] for code in set(values[new].tolist())})[:3]
+    )
     text = f"{profile.column} holds categories the baseline never saw in {_share(found, n)}"
     expected = f"one of the baseline's {len(profile.levels):,} categories"
     return _issue(profile, "unseen", found / n, expected, f"{text}, such as {names}", broken)

@@ -13,9 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from core.errors import InputError
-from monitor.measure.profile import ColumnProfile, Values, cells_of
-
-_PIECE = 1 << 16  # values sorted at a time: what a core's own cache holds
+from monitor.measure.profile import ColumnProfile, Values, cells_of, count
 
 
 @dataclass(frozen=True)
@@ -92,26 +90,16 @@ def tally(layout: Layout, window: Mapping[str, Values], rows: int) -> Tally:
     for index, profile in enumerate(layout.numeric):
         values = window.get(profile.key)
         if values is not None:
-            numeric[0, index, : len(profile.counts)] = count_numbers(profile, values.values)
-    levels = []
-    for profile in layout.categorical:
-        values = window.get(profile.key)
-        found = () if values is None else values.values
-        cells = cells_of(profile, np.asarray(found, dtype=object))
-        levels.append(np.bincount(cells, minlength=len(profile.counts))[None, :])
+            numeric[0, index, : len(profile.counts)] = count(profile, values)
+    levels = [
+        np.zeros((1, len(profile.counts)), dtype=np.int64)
+        if (values := window.get(profile.key)) is None
+        else count(profile, values)[None, :]
+        for profile in layout.categorical
+    ]
     usable = [0 if (v := window.get(p.key)) is None else len(v.values) for p in layout.ordered]
     missing = (rows - np.array(usable, dtype=np.int64))[None, :]
     return Tally(np.array([rows]), numeric, tuple(levels), missing)
-
-
-def count_numbers(profile: ColumnProfile, values: np.ndarray) -> np.ndarray:
-    """Values per cell, int64. Sorting a cacheful at a time and cutting the sorted run at the edges
-    is several times faster than looking each value's cell up."""
-    edges = np.asarray(profile.edges)
-    below = np.zeros(len(edges), dtype=np.int64)
-    for start in range(0, len(values), _PIECE):
-        below += np.searchsorted(np.sort(values[start : start + _PIECE]), edges, side="right")
-    return np.diff(below, prepend=0, append=len(values))
 
 
 def tally_blocks(
@@ -131,7 +119,7 @@ def tally_blocks(
         values = columns[profile.key]
         mine = block[values.present]
         kept = mine >= 0
-        cells = cells_of(profile, values.values)
+        cells = cells_of(profile, values)
         width = len(profile.counts)
         flat = mine[kept] * width + cells[kept]
         table = np.bincount(flat, minlength=blocks * width).reshape(blocks, width)

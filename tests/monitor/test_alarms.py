@@ -6,20 +6,20 @@ from __future__ import annotations
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from core.errors import InputError
 from monitor.measure import alarms, pvalues, strata, tally, variation
 from monitor.measure.calibration import Reference, calibrate, provisional
-from monitor.measure.profile import ColumnProfile, Values, profile_column
+from monitor.measure.profile import ColumnProfile, Values, profile_column, read_values
 
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
 
 
 def values(rows: np.ndarray) -> Values:
-    present = ~np.isnan(rows) if rows.dtype.kind == "f" else np.ones(len(rows), dtype=bool)
-    return Values(rows[present], present, int((~present).sum()), 0)
+    return read_values("numeric" if rows.dtype.kind == "f" else "categorical", pd.Series(rows))
 
 
 def profiled(columns: dict[str, np.ndarray]) -> tuple[list[ColumnProfile], dict[str, Values]]:

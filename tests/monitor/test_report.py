@@ -54,7 +54,7 @@ def ours(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, float]:
         old = read_values("categorical", reference[column])
         profile = profile_column("x", "input", "categorical", old)
         new = read_values("categorical", current[column])
-        return count(profile, new.values), count(profile, old.values)
+        return count(profile, new), count(profile, old)
 
     window, baseline = counts("in:country")
     age = np.sort(reference["in:age"].to_numpy()), np.sort(current["in:age"].to_numpy())
