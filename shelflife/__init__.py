@@ -13,15 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.compare import compare as compare
     from shelflife.register import register as register
 
-__all__ = ["__version__", "register"]
+__all__ = ["__version__", "compare", "register"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "register":
-        from shelflife.register import register
+    if name in __all__:
+        from importlib import import_module
 
-        return register
+        found = getattr(import_module(f"shelflife.{name}"), name)
+        globals()[name] = found  # the module of that name must not hide it from now on
+        return found
     raise AttributeError(f"module 'shelflife' has no attribute {name!r}")

@@ -118,7 +118,8 @@ def windows(parts: Tally, mix: np.ndarray, scales: Sequence[int]) -> Windows:
     place = np.array(scales) - 1
 
     def newest(table: np.ndarray) -> np.ndarray:
-        return np.cumsum(table[::-1], axis=0)[place]
+        summed: np.ndarray = np.cumsum(table[::-1], axis=0)[place]
+        return summed
 
     counts = Tally(
         newest(parts.rows),

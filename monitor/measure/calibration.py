@@ -16,7 +16,7 @@ from msgspec import Struct
 from monitor.measure import alarms, strata, variation
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.measure.strata import LEAST, SCHEMES, Scheme
-from monitor.measure.tally import Layout, Tally, merge, tally_blocks
+from monitor.measure.tally import Layout, Tally, merge, tally, tally_blocks
 from monitor.measure.thresholds import wasserstein_null
 from monitor.measure.variation import ScaleVariation
 
@@ -172,7 +172,7 @@ def _cut(
 
 
 def _whole(layout: Layout, columns: Mapping[str, Values], rows: int) -> Tally:
-    return tally_blocks(layout, columns, np.zeros(rows, dtype=np.intp), 1)
+    return tally(layout, columns, rows)
 
 
 def _pack(counted: Tally) -> bytes:

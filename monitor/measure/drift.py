@@ -37,8 +37,8 @@ from monitor.results import ColumnDrift, Statistic
 QUARTER = timedelta(days=90)
 _MOST_PARTS = 512
 _FLOOR = 1e-4  # share given to an empty cell in PSI, as Evidently does
-_NUMBER_NAMES = ("location", "spread", "shape", "tail", "tail", "missing")
-_LEVEL_NAMES = ("levels", "level", "missing")
+_NUMBER_NAMES: tuple[str, ...] = ("location", "spread", "shape", "tail", "tail", "missing")
+_LEVEL_NAMES: tuple[str, ...] = ("levels", "level", "missing")
 DECIDING = ("location", "spread", "shape", "tail", "missing", "levels", "level")
 
 

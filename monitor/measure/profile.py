@@ -108,23 +108,27 @@ def _numbers(column: pd.Series) -> Values:
 
     dtype: Any = column.dtype
     if getattr(dtype, "kind", "O") in "fiu":
-        raw = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        usable = np.isfinite(raw)
-        if usable.all():
-            return Values(raw, usable, 0, 0)
-        missing, wrong = np.isnan(raw), np.isinf(raw)
-    else:
-        objects = column.to_numpy(dtype=object)
-        missing = np.asarray(pd.isna(column), dtype=bool)
-        number = np.fromiter((_is_number(v) for v in objects), dtype=bool, count=len(objects))
-        wrong = ~number & ~missing
-        raw = np.full(len(objects), np.nan)
-        raw[number] = [_float(v) for v in objects[number]]
-        missing = missing | (number & np.isnan(raw))
-        wrong = wrong | np.isinf(raw)
+        return _finite(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    objects = column.to_numpy(dtype=object)
+    missing = np.asarray(pd.isna(column), dtype=bool)
+    number = np.fromiter((_is_number(v) for v in objects), dtype=bool, count=len(objects))
+    wrong = ~number & ~missing
+    raw = np.full(len(objects), np.nan)
+    raw[number] = [_float(v) for v in objects[number]]
+    missing = missing | (number & np.isnan(raw))
+    wrong = wrong | np.isinf(raw)
     present = ~(missing | wrong)
     example = column.iloc[int(wrong.argmax())] if wrong.any() else None
     return Values(raw[present], present, int(missing.sum()), int(wrong.sum()), example)
+
+
+def _finite(raw: np.ndarray) -> Values:
+    usable = np.isfinite(raw)
+    if usable.all():
+        return Values(raw, usable, 0, 0)
+    wrong = np.isinf(raw)
+    example = float(raw[int(wrong.argmax())]) if wrong.any() else None
+    return Values(raw[usable], usable, int(np.isnan(raw).sum()), int(wrong.sum()), example)
 
 
 def _is_number(value: object) -> bool:
@@ -144,13 +148,24 @@ def _coded(column: pd.Series) -> Values | None:
 
     try:
         array: Any = pa.array(column, from_pandas=True)
-        if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
-        if not pa.types.is_dictionary(array.type):
-            array = array.dictionary_encode()
-        if not _text(array.type.value_type):
-            return None
     except (pa.ArrowException, ValueError, TypeError, UnicodeEncodeError):
+        return None
+    return code_strings(array)
+
+
+def code_strings(array: Any) -> Values | None:
+    """An Arrow array of strings (plain or dictionary) as codes; None for any other type."""
+    import pyarrow as pa
+
+    if isinstance(array, pa.ChunkedArray):
+        array = array.unify_dictionaries().combine_chunks()
+        if isinstance(array, pa.ChunkedArray):
+            array = pa.concat_arrays(array.chunks)
+    if not pa.types.is_dictionary(array.type):
+        if not _text(array.type):
+            return None
+        array = array.dictionary_encode()
+    if not _text(array.type.value_type):
         return None
     present = array.is_valid().to_numpy(zero_copy_only=False)
     codes = array.indices.drop_null().to_numpy(zero_copy_only=False).astype(np.intp)
@@ -158,10 +173,18 @@ def _coded(column: pd.Series) -> Values | None:
     return Values(codes, present, int((~present).sum()), 0, names=names)
 
 
+def code_numbers(array: Any) -> Values:
+    """An Arrow array of numbers as float64 values."""
+    raw = array.to_numpy() if hasattr(array, "chunks") else array.to_numpy(zero_copy_only=False)
+    return _finite(raw.astype(np.float64, copy=False))
+
+
 def _text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    )
 
 
 def _categories(column: pd.Series, spell: Any) -> Values:
@@ -209,25 +232,34 @@ def profile_column(name: str, role: Role, kind: Kind, column: Values) -> ColumnP
 
 
 def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfile:
-    cuts = np.quantile(values, np.arange(1, CELLS) / CELLS, method="inverted_cdf")
-    low, high = float(values.min()), float(values.max())
+    ordered = np.sort(values)
+    low, high = float(ordered[0]), float(ordered[-1])
+    cuts = _order_statistics(ordered, np.arange(1, CELLS) / CELLS)
     below = float(np.nextafter(low, -np.inf))
     floor = below if np.isfinite(below) else low
     edges = np.concatenate([[floor], np.unique(cuts[cuts < high]), [high]])
+    inside = np.searchsorted(ordered, edges, side="right")
     with np.errstate(over="ignore", invalid="ignore"):
         mean, sd = float(values.mean()), float(values.std())
-    _, repeats = np.unique(values, return_counts=True)
-    lower, upper = np.quantile(values, [0.01, 0.99], method="inverted_cdf")
+    runs = np.diff(np.flatnonzero(np.diff(ordered, prepend=np.nan)), append=len(ordered))
+    lower, upper = _order_statistics(ordered, np.array([0.01, 0.99]))
     return ColumnProfile(
         **basics,
         edges=tuple(edges.tolist()),
-        counts=tuple(np.bincount(_places(edges, values), minlength=len(edges) + 1).tolist()),
-        distinct=len(repeats),
-        top_share=float(repeats.max() / len(values)),
+        counts=tuple(np.diff(inside, prepend=0, append=len(ordered)).tolist()),
+        distinct=len(runs),
+        top_share=float(runs.max() / len(values)),
         mean=mean if np.isfinite(mean) else None,
         sd=sd if np.isfinite(sd) else None,
         usual=(float(lower), float(upper)),
     )
+
+
+def _order_statistics(ordered: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Quantiles that are values of the sample (the inverse of its distribution function)."""
+    place = np.ceil(shares * len(ordered) - 1e-9).astype(np.intp) - 1
+    found: np.ndarray = ordered[np.clip(place, 0, len(ordered) - 1)]
+    return found
 
 
 def _profile_levels(basics: dict[str, Any], column: Values) -> ColumnProfile:

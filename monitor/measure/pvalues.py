@@ -85,7 +85,8 @@ def folded(counts: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Counts summed into coarse cells; `cells` broadcasts against `counts`."""
     width = int(cells.max(initial=0)) + 1
     hot = cells[..., None, :] == np.arange(width)[:, None]
-    return np.einsum("...k,...ck->...c", counts, hot.astype(np.float64))
+    summed: np.ndarray = np.einsum("...k,...ck->...c", counts, hot.astype(np.float64))
+    return summed
 
 
 def shape_remainder(w: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

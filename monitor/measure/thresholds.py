@@ -14,6 +14,7 @@ the natural variation beyond independent rows (`monitor.measure.variation`).
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from scipy import special
@@ -142,17 +143,20 @@ def wasserstein_null(values: np.ndarray, sd: float | None) -> tuple[float, float
     if not sd or not len(values):
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        widths = np.diff(np.quantile(values, _GRID)) / sd
-        sizes = np.abs(_bridges((_GRID[1:] + _GRID[:-1]) / 2)) @ widths
+        ordered = np.sort(values)
+        widths = np.diff(ordered[np.rint(_GRID * (len(ordered) - 1)).astype(np.intp)]) / sd
+        sizes = _bridges() @ widths
     if not np.isfinite(sizes).all() or not sizes.std() > 0:
         return None
     return float(sizes.mean()), float(sizes.std())
 
 
-def _bridges(at: np.ndarray) -> np.ndarray:
-    """Seeded Brownian bridges at ascending points in (0, 1), shape (bridges, points)."""
+@cache
+def _bridges() -> np.ndarray:
+    """Absolute values of seeded Brownian bridges between the points of the grid."""
+    at = (_GRID[1:] + _GRID[:-1]) / 2
     rng = np.random.default_rng(_SEED)
     steps = np.diff(np.concatenate([[0.0], at, [1.0]]))
     paths = np.cumsum(rng.normal(size=(_BRIDGES, len(steps))) * np.sqrt(steps), axis=1)
-    bridges: np.ndarray = paths[:, :-1] - at * paths[:, -1:]
+    bridges: np.ndarray = np.abs(paths[:, :-1] - at * paths[:, -1:])
     return bridges

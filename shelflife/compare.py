@@ -1,0 +1,324 @@
+"""Two samples compared with no service at all: `shelflife compare` and `shelflife.compare`.
+
+The reference is the baseline, the current rows are one window; the calibrated tests of
+`monitor.measure` decide, at an error rate for the whole comparison. Columns are read by Arrow and
+never become a pandas frame: ten thousand rows of forty columns take a second from start to exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from core.errors import InputError
+from core.spec import Kind
+from monitor.measure import drift
+from monitor.measure.calibration import Reference, calibrate
+from monitor.measure.profile import (
+    Values,
+    code_numbers,
+    code_strings,
+    is_numeric,
+    profile_column,
+)
+from monitor.results import ColumnDrift
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ERROR_RATE = 0.05
+_ONCE = timedelta(days=90)  # one look in the quarter that a budget counts in
+_EFFECTS = ("psi", "js", "wasserstein", "ks", "chi2")
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """What a comparison found; shows itself in a notebook.
+
+    Attributes:
+        columns: every column of either sample, those that drifted first, the strongest first.
+        error_rate: chance that two samples of one population are called drifted.
+    """
+
+    reference_rows: int
+    current_rows: int
+    error_rate: float
+    columns: tuple[ColumnDrift, ...]
+    only_reference: tuple[str, ...] = ()  # columns that the current rows lack
+    only_current: tuple[str, ...] = ()
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """Names of the columns that drifted."""
+        return tuple(column.column for column in self.columns if column.drifted)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a column: kind, n, missing share, drifted, the deciding test and each effect."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(column) for column in self.columns])
+
+    def to_json(self) -> bytes:
+        """The whole result as JSON."""
+        return msgspec.json.encode({"drifted": self.drifted, **msgspec.to_builtins(self)})
+
+    def _repr_html_(self) -> str:
+        flat = [_flat(column) for column in self.columns]
+        head = "".join(f"<th>{escape(name)}</th>" for name in (flat[0] if flat else ()))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row.values()) + "</tr>"
+            for row in flat
+        )
+        return f"<p>{escape(self.summary())}</p><table><tr>{head}</tr>{body}</table>"
+
+    def summary(self) -> str:
+        """One sentence."""
+        measured = sum(not column.why for column in self.columns)
+        told = f"{len(self.drifted)} of {measured} columns drifted"
+        if self.drifted:
+            named = ", ".join(self.drifted[:5])
+            told += f": {named}{', …' if len(self.drifted) > 5 else ''}"
+        return (
+            f"{told} ({self.current_rows:,} rows against {self.reference_rows:,}; two alike "
+            f"samples would be called drifted once in {1 / self.error_rate:,.0f} comparisons)"
+        )
+
+
+def compare(
+    reference: Any,
+    current: Any,
+    *,
+    columns: Sequence[str] | None = None,
+    error_rate: float = ERROR_RATE,
+    min_rows: int = 50,
+) -> Comparison:
+    """Compare two samples column by column.
+
+    Args:
+        reference, current: a path of a Parquet or CSV file, a pandas, polars or pyarrow frame, or
+            a mapping of column names to values.
+        columns: only these; all columns of either when None.
+        error_rate: chance, in (0, 1), that two samples of one population are called drifted.
+        min_rows: columns with fewer values are not measured.
+
+    Raises:
+        InputError: a file that cannot be read, no rows, no such column, an error rate outside
+            (0, 1).
+    """
+    if not 0 < error_rate < 1:
+        raise InputError("error_rate", error_rate, "a number between 0 and 1")
+    old, new = _table("reference", reference), _table("current", current)
+    for name, table in (("reference", old), ("current", new)):
+        if not table.num_rows:
+            raise InputError(name, "0 rows", "at least one row")
+    return _compared(old, new, _names(old, new, columns), error_rate, min_rows)
+
+
+def _compared(
+    old: Any, new: Any, names: Sequence[str], error_rate: float, min_rows: int
+) -> Comparison:
+    before: dict[str, tuple[Kind, Values]] = {}
+    after: dict[str, Values] = {}
+    for name in names:
+        before |= {key: (kind, values) for key, kind, values in _columns(old, name, old)}
+        after |= {key: values for key, _kind, values in _columns(new, name, old)}
+    profiles = [
+        profile_column(key, "input", kind, values) for key, (kind, values) in before.items()
+    ]
+    read = {f"input:{key}": values for key, (_kind, values) in before.items()}
+    counted = calibrate(profiles, read, seconds=None, part=None, window=None)
+    reference = Reference(profiles, counted)
+    moments = np.zeros(new.num_rows)
+    budget = drift.Budget(false_alarms=error_rate, every=_ONCE, window=_ONCE, min_rows=min_rows)
+    found = drift.measure(
+        reference,
+        profiles,
+        {p.key: np.sort(read[p.key].values) for p in profiles if p.numeric},
+        {f"input:{key}": values for key, values in after.items()},
+        moments,
+        moments,
+        budget,
+    )
+    ranked = sorted(found, key=lambda c: (not c.drifted, -_strength(c), c.column))
+    there, here = set(old.column_names), set(new.column_names)
+    return Comparison(
+        reference_rows=old.num_rows,
+        current_rows=new.num_rows,
+        error_rate=error_rate,
+        columns=tuple(ranked),
+        only_reference=tuple(name for name in names if name in there - here),
+        only_current=tuple(name for name in names if name in here - there),
+    )
+
+
+def html(reference: Any, current: Any, path: Path) -> Path:
+    """Evidently's report on two samples, written to `path`. Takes seconds: Evidently is imported.
+
+    Raises:
+        InputError: see `compare`; no column has values in both samples.
+    """
+    from core.spec import infer_spec
+    from monitor.report import render
+
+    old, new = (
+        _table(n, t).to_pandas() for n, t in (("reference", reference), ("current", current))
+    )
+    spec = infer_spec("compare", old, target="none", task="regression")
+    old, new = (
+        frame[[c for c in frame if c in spec.columns]].add_prefix("in:") for frame in (old, new)
+    )
+    return render(old, new, spec, path, "Comparison")
+
+
+def _table(name: str, source: Any) -> Any:
+    """Any tabular thing as an Arrow table; strings of a file come as dictionaries."""
+    import pyarrow as pa
+
+    if isinstance(source, str | Path):
+        return _file(name, Path(source))
+    if isinstance(source, pa.Table):
+        return source
+    try:
+        if hasattr(source, "__arrow_c_stream__"):
+            return pa.table(source)
+        if type(source).__module__.startswith("pandas"):
+            return pa.Table.from_pandas(source, preserve_index=False)
+        return pa.table(dict(source))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        wanted = "a file, or a pandas, polars or pyarrow frame whose columns have one type each"
+        raise InputError(name, f"{type(source).__name__} ({error})", wanted) from None
+
+
+def _file(name: str, path: Path) -> Any:
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise InputError(name, str(path), "a Parquet or CSV file that exists")
+    try:
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            from pyarrow import csv
+
+            parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            return csv.read_csv(path, parse_options=parse)
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(path)
+        text = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
+        return parquet.read_table(path, read_dictionary=text)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(name, str(path), f"a readable Parquet or CSV file ({error})") from None
+
+
+def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
+    known = list(dict.fromkeys([*old.column_names, *new.column_names]))
+    if wanted is None:
+        return known
+    absent = [name for name in wanted if name not in known]
+    if absent:
+        raise InputError("columns", absent, f"some of {known}")
+    return list(wanted)
+
+
+def _columns(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
+    """A column of a table as values of the reference's kind; a moment as its hour and weekday."""
+    if name not in table.column_names:
+        return []
+    import pyarrow as pa
+
+    array = table.column(name)
+    kind_of = old.column(name).type if name in old.column_names else array.type
+    if pa.types.is_timestamp(kind_of) or pa.types.is_date(kind_of):
+        return _moment(name, array)
+    kind = _kind(kind_of)
+    if kind is None:  # nested or binary: there is no distribution to compare
+        rows = len(array)
+        present = np.zeros(rows, dtype=bool)
+        return [(name, "categorical", Values(np.empty(0), present, 0, rows, str(kind_of)))]
+    return [(name, kind, _values(kind, array))]
+
+
+def _kind(arrow: Any) -> Kind | None:
+    import pyarrow as pa
+
+    kind: Kind | None = None
+    if pa.types.is_boolean(arrow):
+        kind = "boolean"
+    elif pa.types.is_integer(arrow):
+        kind = "integer"
+    elif pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
+        kind = "numeric"
+    elif pa.types.is_dictionary(arrow):
+        kind = _kind(arrow.value_type)
+        kind = "categorical" if kind is None or not is_numeric(kind) else kind
+    elif pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_null(arrow):
+        kind = "categorical"
+    return kind
+
+
+def _values(kind: Kind, array: Any) -> Values:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    type_ = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if is_numeric(kind) and (_kind(type_) in ("integer", "numeric")):
+        return code_numbers(array.cast(pa.float64()))
+    if kind == "boolean" and pa.types.is_boolean(type_):
+        found = code_strings(pc.if_else(array, "true", "false"))
+        assert found is not None  # noqa: S101 - strings are always coded
+        return found
+    if kind == "categorical" and (found := code_strings(array)) is not None:
+        return found
+    valid = array.is_valid().to_numpy() if array.null_count else np.ones(len(array), dtype=bool)
+    wrong = int(valid.sum())
+    example = array[int(valid.argmax())].as_py() if wrong else None
+    nothing = np.empty(0, dtype=np.float64 if is_numeric(kind) else np.intp)
+    return Values(nothing, np.zeros(len(array), dtype=bool), len(array) - wrong, wrong, example)
+
+
+def _moment(name: str, array: Any) -> list[tuple[str, Kind, Values]]:
+    """Moments always move on; what can be compared is when in the day and the week they fall."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_timestamp(array.type) or pa.types.is_date(array.type)):
+        return [(f"{name} (weekday)", "integer", _values("integer", array))]
+    found: list[tuple[str, Kind, Values]] = []
+    if pa.types.is_timestamp(array.type):
+        found.append((f"{name} (hour)", "integer", _values("integer", pc.hour(array))))
+    return [*found, (f"{name} (weekday)", "integer", _values("integer", pc.day_of_week(array)))]
+
+
+def _strength(column: ColumnDrift) -> float:
+    top = column.statistics[-1] if column.statistics else None
+    return (top.value or 0.0) / (top.threshold or 1.0) if top is not None else 0.0
+
+
+def _flat(column: ColumnDrift) -> dict[str, Any]:
+    values = {s.name: s.value for s in column.statistics}
+    top = column.statistics[-1] if column.statistics else None
+    return {
+        "column": column.column,
+        "kind": column.kind,
+        "n": column.n,
+        "missing": column.missing_share,
+        "drifted": column.drifted,
+        "test": "" if top is None else top.name,
+        "z": None if top is None else top.value,
+        "line": None if top is None else top.threshold,
+        **{name: values.get(name) for name in _EFFECTS},
+        "why": column.why,
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
