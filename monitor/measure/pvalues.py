@@ -106,14 +106,15 @@ def shape_remainder(w: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarra
         k = filled.sum(-1)
         thin = (np.where(filled, 1 / safe, 0.0).sum(-1) - k**2 - 2 * k + 2) / n[..., 0]
         variance = 2 * (k - 1) + np.maximum(thin * (m / (n + m))[..., 0], 0.0)
-        for direction in _smooth(g):
+        for direction in smooth(g):
             statistic = statistic - (gap * direction).sum(-1) ** 2 / size
     df = np.maximum(k - 3, 0)
     return np.maximum(statistic, 0.0), df, np.maximum(variance - 4, 2.0 * df)
 
 
-def _smooth(g: np.ndarray) -> list[np.ndarray]:
-    """The linear and quadratic scores of cells, orthonormal under the shares `g`."""
+def smooth(g: np.ndarray) -> list[np.ndarray]:
+    """The linear and quadratic scores of cells, orthonormal under the shares `g`: the directions of
+    a change of location and of scale."""
     score = np.cumsum(g, -1) - g / 2 - 0.5
     found: list[np.ndarray] = []
     for raw in (score, score * score):

@@ -86,13 +86,15 @@ def measure(
     if len(blocks) < LEAST:
         return tuple(nothing_known(layout, scale) for scale in scales)
     adjusted = _adjust(blocks.rows, strata, place)
-    values = _block_values(layout, blocks)
+    values = _block_values(adjusted, blocks)
     found: list[ScaleVariation] = []
     for scale in scales:
         group = np.unique(place // scale, return_inverse=True)[1]
         groups = int(group.max()) + 1
         if groups >= LEAST or not found:
-            found.append(_at_scale(layout, adjusted, values, group, scale))
+            found.append(
+                _at_scale(values, _grouping(adjusted, group), scale, float(blocks.rows.sum()))
+            )
         else:
             found.append(_extrapolated(found, scale, groups))
     return tuple(found)
@@ -111,7 +113,7 @@ def _adjust(rows: np.ndarray, strata: np.ndarray, place: np.ndarray) -> _Adjuste
 
 @dataclass(frozen=True)
 class _Values:
-    """Block means of everything that is adjusted, with their variance under independent rows."""
+    """Weighted residuals of all block means, and their variances under independent rows."""
 
     loc: np.ndarray  # (blocks, numeric)
     loc_variance: np.ndarray  # (numeric,)
@@ -126,7 +128,7 @@ class _Values:
     level_shares: tuple[np.ndarray, ...]
 
 
-def _block_values(layout: Layout, blocks: Tally) -> _Values:
+def _block_values(adjusted: _Adjusted, blocks: Tally) -> _Values:
     counts = blocks.numeric.astype(np.float64)
     whole = counts.sum(0)
     scores = pvalues.mid_ranks(whole)
@@ -140,16 +142,18 @@ def _block_values(layout: Layout, blocks: Tally) -> _Values:
     shares = [table.sum(0) / max(table.sum(), 1) for table in blocks.levels]
     return _Values(
         # A block without values of a column lies at its mean, zero, and is not counted (`present`).
-        loc=np.where(empty, 0.0, (counts * scores).sum(-1) / n),
+        loc=_residual(adjusted, np.where(empty, 0.0, (counts * scores).sum(-1) / n)),
         loc_variance=_variance(pooled, scores),
-        spread=np.where(empty, 0.0, (counts * squares).sum(-1) / n),
+        spread=_residual(adjusted, np.where(empty, 0.0, (counts * squares).sum(-1) / n)),
         spread_variance=_variance(pooled, squares),
-        bins=np.where(empty[..., None], shares_of_bins, folded / n[..., None]),
+        bins=_residual(adjusted, np.where(empty[..., None], shares_of_bins, folded / n[..., None])),
         bin_shares=shares_of_bins,
         present=counts.sum(-1) / blocks.rows[:, None],
-        missing=blocks.missing / blocks.rows[:, None],
+        missing=_residual(adjusted, blocks.missing / blocks.rows[:, None]),
         missing_shares=blocks.missing.sum(0) / blocks.rows.sum(),
-        levels=tuple(t / np.maximum(t.sum(1, keepdims=True), 1) for t in blocks.levels),
+        levels=tuple(
+            _residual(adjusted, t / np.maximum(t.sum(1, keepdims=True), 1)) for t in blocks.levels
+        ),
         level_shares=tuple(shares),
     )
 
@@ -160,48 +164,67 @@ def _variance(shares: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return variance
 
 
-def _grouped(
-    adjusted: _Adjusted, values: np.ndarray, group: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Scaled residuals of the groups' means, (groups, …), and their expected number of degrees of
-    freedom: under independent rows the sum of their squares has that many variances."""
+def _residual(adjusted: _Adjusted, values: np.ndarray) -> np.ndarray:
+    """Block means freed of strata and trend, weighted; shape of `values`."""
     flat = values.reshape(len(values), -1)
     weighted = adjusted.weights[:, None] * flat
-    residual = weighted - adjusted.basis @ (adjusted.basis.T @ weighted)
+    freed: np.ndarray = weighted - adjusted.basis @ (adjusted.basis.T @ weighted)
+    return freed.reshape(values.shape)
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """Base blocks gathered into longer ones.
+
+    Attributes:
+        share: (blocks,) weight of a block within its group.
+        begins: where groups begin; blocks are in order of time.
+        freedom: expected sum of squares of the groups' scaled residuals, in variances of a row.
+    """
+
+    share: np.ndarray
+    begins: np.ndarray
+    freedom: float
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    def gather(self, residual: np.ndarray) -> np.ndarray:
+        share = self.share.reshape(-1, *[1] * (residual.ndim - 1))
+        gathered: np.ndarray = np.add.reduceat(share * residual, self.begins)
+        return gathered
+
+
+def _grouping(adjusted: _Adjusted, group: np.ndarray) -> _Grouping:
     size = np.sqrt(np.bincount(group, adjusted.weights**2))
-    share = (adjusted.weights / size[group])[:, None]
-    begins = np.flatnonzero(np.diff(group, prepend=-1))  # blocks are in order of time
-    basis = np.add.reduceat(share * adjusted.basis, begins)
-    freedom = len(size) - float((basis**2).sum())
-    gathered = np.add.reduceat(share * residual, begins)
-    return gathered.reshape(len(size), *values.shape[1:]), max(freedom, 1.0)
+    found = _Grouping(
+        adjusted.weights / size[group], np.flatnonzero(np.diff(group, prepend=-1)), 0.0
+    )
+    freedom = len(size) - float((found.gather(adjusted.basis) ** 2).sum())
+    return _Grouping(found.share, found.begins, max(freedom, 1.0))
 
 
-def _at_scale(
-    layout: Layout, adjusted: _Adjusted, values: _Values, group: np.ndarray, scale: int
-) -> ScaleVariation:
+def _at_scale(values: _Values, group: _Grouping, scale: int, rows: float) -> ScaleVariation:
     # A mean of fewer values than rows varies more, and an empty block not at all: undo both.
     filled = values.present > 0
     thin = np.where(filled, values.present, 0.0).sum(0) / np.maximum(filled.sum(0), 1)
     thin = thin / np.maximum(filled.mean(0), 1e-9)
-    loc, freedom = _ratio(adjusted, values.loc, values.loc_variance, group)
-    spread, _ = _ratio(adjusted, values.spread, values.spread_variance, group)
+    freedom = group.freedom
+    loc = _ratio(group, values.loc, values.loc_variance)
+    spread = _ratio(group, values.spread, values.spread_variance)
     loc, spread = loc * thin, spread * thin
-    bins, uneven = _shape(adjusted, values, group)
+    bins, uneven = _shape(values, group)
     bins = np.maximum(bins * thin, 1.0)
-    share, _ = _ratio(
-        adjusted, values.missing, values.missing_shares * (1 - values.missing_shares), group
-    )
+    share = _ratio(group, values.missing, values.missing_shares * (1 - values.missing_shares))
     levels, level = [], []
     for table, shares in zip(values.levels, values.level_shares, strict=True):
-        each, _ = _ratio(adjusted, table, shares * (1 - shares), group)
+        each = _ratio(group, table, shares * (1 - shares))
         weights = 1 - shares  # chi-squared is the sum over levels of (1 - share) φ
         k = max(int((shares > 0).sum()) - 1, 1)
         levels.append(max(float((each * weights)[shares > 0].sum()) / k, 1.0))
         level.append(tuple(_round(moderate(each, freedom)[0] if len(each) > 2 else each)))
     names = moderate(np.array(levels), freedom)[0] if len(levels) > 2 else np.array(levels)
-    groups = int(group.max()) + 1
-    known, rows = groups >= LEAST, float((adjusted.weights**2).sum()) / groups
+    groups = len(group)
     loc, df = moderate(loc, freedom) if len(loc) else (loc, pvalues.MANY)
     spread, _ = moderate(spread, freedom) if len(spread) else (spread, df)
     varied = values.missing_shares > 0
@@ -209,9 +232,9 @@ def _at_scale(
         share[varied] = moderate(share[varied], freedom)[0]
     return ScaleVariation(
         scale=scale,
-        rows=rows,
+        rows=rows / groups,
         blocks=groups,
-        known=known,
+        known=groups >= LEAST,
         loc=_round(loc),
         scale_=_round(spread),
         bins=_round(bins),
@@ -223,30 +246,24 @@ def _at_scale(
     )
 
 
-def _ratio(
-    adjusted: _Adjusted, values: np.ndarray, variance: np.ndarray, group: np.ndarray
-) -> tuple[np.ndarray, float]:
-    residual, freedom = _grouped(adjusted, values, group)
+def _ratio(group: _Grouping, residual: np.ndarray, variance: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        phi = (residual**2).sum(0) / (variance * freedom)
-    return np.where(variance > 1e-12, phi, 1.0), freedom
+        phi = (group.gather(residual) ** 2).sum(0) / (variance * group.freedom)
+    return np.where(variance > 1e-12, phi, 1.0)
 
 
-def _shape(
-    adjusted: _Adjusted, values: _Values, group: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _shape(values: _Values, group: _Grouping) -> tuple[np.ndarray, np.ndarray]:
     """φ and unevenness of the chi-squared remainder."""
-    residual, freedom = _grouped(adjusted, values.bins, group)
-    g = values.bin_shares
+    residual, g = group.gather(values.bins), values.bin_shares
     statistic = np.where(g > 0, residual**2 / np.where(g > 0, g, 1), 0.0).sum(-1)
-    for direction in pvalues._smooth(g):
+    for direction in pvalues.smooth(g):
         statistic = statistic - (residual * direction).sum(-1) ** 2
     df = np.maximum((g > 0).sum(-1) - 3, 1)
-    per_group = np.maximum(statistic, 0.0) / df * len(residual) / freedom
+    per_group = np.maximum(statistic, 0.0) / df * len(group) / group.freedom
     mean = per_group.mean(0)
     ratio = per_group.var(0) / np.maximum(mean, 1e-9) ** 2 * df / 2
     uneven = np.maximum((ratio + np.median(ratio)) / 2, 1.0) if len(ratio) else ratio
-    phi = moderate(mean, freedom * float(np.median(df)))[0] if len(mean) else mean
+    phi = moderate(mean, group.freedom * float(np.median(df)))[0] if len(mean) else mean
     return phi, uneven
 
 
