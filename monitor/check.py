@@ -193,19 +193,18 @@ def _data(
     span_ = span(settings.window)
     times = evidence.rows.meta["time"].to_numpy("datetime64[us]")
     moments = times.astype(np.int64) / 1e6
+    budget = drift.Budget(
+        false_alarms=settings.false_alarms_per_quarter,
+        every=span(settings.check_every),
+        window=span_,
+        min_rows=settings.min_rows,
+    )
     drifts = drift.measure(
         reference_counts,
         baseline.columns,
         sorted_reference(baseline, reference),
-        window,
-        at.timestamp() - moments,
-        moments,
-        drift.Budget(
-            false_alarms=settings.false_alarms_per_quarter,
-            every=span(settings.check_every),
-            window=span_,
-            min_rows=settings.min_rows,
-        ),
+        drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
+        budget,
     )
     issues = quality.inspect(
         baseline.inputs,

@@ -19,12 +19,14 @@ from msgspec import Struct
 
 from core.errors import InputError
 from core.spec import Kind
-from monitor.measure import drift
+from monitor.measure import drift, tally
 from monitor.measure.calibration import Reference, calibrate
 from monitor.measure.profile import (
+    ColumnProfile,
     Values,
     code_numbers,
     code_strings,
+    count,
     is_numeric,
     profile_column,
 )
@@ -123,26 +125,23 @@ def compare(
 def _compared(
     old: Any, new: Any, names: Sequence[str], error_rate: float, min_rows: int
 ) -> Comparison:
-    before: dict[str, tuple[Kind, Values]] = {}
-    after: dict[str, Values] = {}
+    profiles: list[ColumnProfile] = []
+    read: dict[str, Values] = {}
     for name in names:
-        before |= {key: (kind, values) for key, kind, values in _columns(old, name, old)}
-        after |= {key: values for key, _kind, values in _columns(new, name, old)}
-    profiles = [
-        profile_column(key, "input", kind, values) for key, (kind, values) in before.items()
-    ]
-    read = {f"input:{key}": values for key, (_kind, values) in before.items()}
+        for key, kind, values in _columns(old, name, old):
+            profile = profile_column(key, "input", kind, values)
+            profiles.append(profile)
+            read[profile.key] = values
     counted = calibrate(profiles, read, seconds=None, part=None, window=None)
     reference = Reference(profiles, counted)
-    moments = np.zeros(new.num_rows)
+    sample = {p.key: drift.column_of(read[p.key], True).sample for p in profiles if p.numeric}
+    read.clear()
     budget = drift.Budget(false_alarms=error_rate, every=_ONCE, window=_ONCE, min_rows=min_rows)
     found = drift.measure(
         reference,
         profiles,
-        {p.key: np.sort(read[p.key].values) for p in profiles if p.numeric},
-        {f"input:{key}": values for key, values in after.items()},
-        moments,
-        moments,
+        {key: values for key, values in sample.items() if values is not None},
+        _window(reference, old, new, names),
         budget,
     )
     ranked = sorted(found, key=lambda c: (not c.drifted, -_strength(c), c.column))
@@ -154,6 +153,28 @@ def _compared(
         columns=tuple(ranked),
         only_reference=tuple(name for name in names if name in there - here),
         only_current=tuple(name for name in names if name in here - there),
+    )
+
+
+def _window(reference: Reference, old: Any, new: Any, names: Sequence[str]) -> drift.Window:
+    """The current rows as one part, column by column: only one of them is in memory at a time."""
+    layout, rows = reference.layout, new.num_rows
+    numeric = {profile.key for profile in layout.numeric}
+    counts: dict[str, np.ndarray] = {}
+    columns: dict[str, drift.Column] = {}
+    missing: dict[str, int] = {}
+    profiles = {profile.key: profile for profile in layout.profiles}
+    for name in names:
+        for key, _kind, values in _columns(new, name, old):
+            full = f"input:{key}"
+            columns[full] = drift.column_of(values, full in numeric)
+            if full in profiles:
+                counts[full] = count(profiles[full], values)
+                missing[full] = rows - len(values.values)
+    return drift.Window(
+        counts=tally.assembled(layout, counts, missing, rows),
+        mix=np.array([[float(rows)]]),
+        columns=columns,
     )
 
 
@@ -206,13 +227,31 @@ def _file(name: str, path: Path) -> Any:
 
             parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             return csv.read_csv(path, parse_options=parse)
-        from pyarrow import parquet
-
-        file = parquet.ParquetFile(path)
-        text = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
-        return parquet.read_table(path, read_dictionary=text)
+        return _Parquet(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(name, str(path), f"a readable Parquet or CSV file ({error})") from None
+
+
+class _Parquet:
+    """A Parquet file whose columns are read one at a time, strings as dictionaries."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = parquet.read_schema(path)
+        text = [f.name for f in schema if pa.types.is_string(f.type)]
+        self._file = parquet.ParquetFile(path, read_dictionary=text)
+        self.column_names = list(self._file.schema_arrow.names)
+        self.num_rows = int(self._file.metadata.num_rows)
+        self.schema = self._file.schema_arrow
+
+    def column(self, name: str) -> Any:
+        return self._file.read(columns=[name]).column(0)
+
+    def to_pandas(self) -> pd.DataFrame:
+        frame: pd.DataFrame = self._file.read().to_pandas()
+        return frame
 
 
 def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
@@ -232,7 +271,7 @@ def _columns(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
     import pyarrow as pa
 
     array = table.column(name)
-    kind_of = old.column(name).type if name in old.column_names else array.type
+    kind_of = _type(old, name) if name in old.column_names else array.type
     if pa.types.is_timestamp(kind_of) or pa.types.is_date(kind_of):
         return _moment(name, array)
     kind = _kind(kind_of)
@@ -241,6 +280,11 @@ def _columns(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
         present = np.zeros(rows, dtype=bool)
         return [(name, "categorical", Values(np.empty(0), present, 0, rows, str(kind_of)))]
     return [(name, kind, _values(kind, array))]
+
+
+def _type(table: Any, name: str) -> Any:
+    schema = table.schema
+    return schema.field(name).type
 
 
 def _kind(arrow: Any) -> Kind | None:

@@ -22,6 +22,7 @@ window; the strongest one of a column is shown as a z value beside its line: `lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
@@ -30,12 +31,12 @@ from scipy import special
 
 from monitor.measure import alarms, pvalues, tally, thresholds
 from monitor.measure.calibration import Reference, Spread
-from monitor.measure.profile import ColumnProfile, Values, count
-from monitor.measure.variation import ScaleVariation
+from monitor.measure.profile import ColumnProfile, Values
 from monitor.results import ColumnDrift, Statistic
 
 QUARTER = timedelta(days=90)
 _MOST_PARTS = 512
+MOST_SORTED = 100_000  # rows of a window that Wasserstein and Kolmogorov–Smirnov look at
 _FLOOR = 1e-4  # share given to an empty cell in PSI, as Evidently does
 _NUMBER_NAMES: tuple[str, ...] = ("location", "spread", "shape", "tail", "tail", "missing")
 _LEVEL_NAMES: tuple[str, ...] = ("levels", "level", "missing")
@@ -108,21 +109,82 @@ class Budget(Struct, frozen=True, kw_only=True):
     min_rows: int  # columns with fewer values are not measured
 
 
+@dataclass(frozen=True)
+class Column:
+    """What a window knows of one column beside its counts."""
+
+    rows: int
+    missing: int
+    invalid: int  # values of another type, or infinite
+    sample: np.ndarray | None  # ascending values of a numeric column, thinned where they are many
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows of a window as the comparison needs them.
+
+    Attributes:
+        counts: per part, oldest first.
+        mix: float64 (parts, strata), rows of each part in each stratum.
+        columns: by `ColumnProfile.key`; a column that is not there is absent from the window.
+    """
+
+    counts: tally.Tally
+    mix: np.ndarray
+    columns: Mapping[str, Column]
+
+
+def window_of(
+    reference: Reference,
+    values: Mapping[str, Values],
+    ages: np.ndarray,
+    seconds: np.ndarray,
+    budget: Budget,
+) -> Window:
+    """A window from its rows.
+
+    Args:
+        values: by `ColumnProfile.key`, each of as many rows as `ages`.
+        ages: float64 (rows,), seconds from each row's event time to the moment of the check.
+        seconds: float64 (rows,), event time in seconds since 1970.
+    """
+    layout = reference.layout
+    length, parts = _parts(budget)
+    # Oldest first; a row of exactly the window's age belongs to the oldest part.
+    part = parts - 1 - np.minimum(np.maximum(ages, 0.0) // length.total_seconds(), parts - 1)
+    place = part.astype(np.intp)
+    known = {p.key: values.get(p.key) or _absent(len(ages)) for p in layout.profiles}
+    kinds = reference.stratum(seconds)
+    mix = np.bincount(place * reference.kinds + kinds, minlength=parts * reference.kinds)
+    numeric = {profile.key for profile in layout.numeric}
+    return Window(
+        counts=tally.tally_blocks(layout, known, place, parts),
+        mix=mix.reshape(parts, reference.kinds).astype(np.float64),
+        columns={key: column_of(found, key in numeric) for key, found in values.items()},
+    )
+
+
+def column_of(values: Values, numeric: bool) -> Column:
+    """A column of rows that are all at hand."""
+    sample = None
+    if numeric:
+        step = max(1, len(values.values) // MOST_SORTED)
+        sample = np.sort(values.values[::step])
+    return Column(values.rows, values.missing, values.invalid, sample)
+
+
 class _Verdicts(Struct, frozen=True):
     """Each column's strongest calibrated test, by key, and the error rate of the whole window."""
 
     strongest: dict[str, Statistic]
     alpha: float
-    variation: ScaleVariation
 
 
 def measure(
     reference: Reference,
     profiles: Sequence[ColumnProfile],
     sample: Mapping[str, np.ndarray],
-    window: Mapping[str, Values],
-    ages: np.ndarray,
-    seconds: np.ndarray,
+    window: Window,
     budget: Budget,
 ) -> tuple[ColumnDrift, ...]:
     """Every column of the window against the baseline; one broken column spoils only itself.
@@ -130,59 +192,54 @@ def measure(
     Args:
         sample: ascending values of the reference sample's numeric columns by `ColumnProfile.key`;
             they may be kept between checks.
-        window: by `ColumnProfile.key`, each of as many rows as `ages`.
-        ages: float64 (rows,), seconds from each row's event time to the moment of the check.
-        seconds: float64 (rows,), event time in seconds since 1970.
     """
-    if not reference.layout.profiles or not len(ages):
-        verdicts = _Verdicts({}, 0.05, reference.variation[0])
-    else:
-        verdicts = _judge(reference, window, ages, seconds, budget)
+    verdicts = _Verdicts({}, 0.05)
+    if reference.layout.profiles and window.counts.rows.sum():
+        verdicts = _judge(reference, window, budget)
+    counts = _per_column(reference.layout, window.counts.total())
     return tuple(
         _measure_column(
-            profile, reference, verdicts, sample.get(profile.key), window.get(profile.key), budget
+            profile,
+            reference,
+            verdicts,
+            sample.get(profile.key),
+            window.columns.get(profile.key),
+            counts.get(profile.key),
+            budget,
         )
         for profile in profiles
     )
 
 
-def _judge(
-    reference: Reference,
-    window: Mapping[str, Values],
-    ages: np.ndarray,
-    seconds: np.ndarray,
-    budget: Budget,
-) -> _Verdicts:
-    layout = reference.layout
-    length, count_ = _parts(budget)
-    # Oldest first; a row of exactly the window's age belongs to the oldest part.
-    part = count_ - 1 - np.minimum(np.maximum(ages, 0.0) // length.total_seconds(), count_ - 1)
-    place = part.astype(np.intp)
-    values = {p.key: window.get(p.key) or _absent(len(ages)) for p in layout.profiles}
-    counted = tally.tally_blocks(layout, values, place, count_)
-    kinds = reference.stratum(seconds)
-    mix = np.bincount(place * reference.kinds + kinds, minlength=count_ * reference.kinds)
-    scales = alarms.scales_for(count_, len(ages) / count_)
-    found = alarms.windows(counted, mix.reshape(count_, reference.kinds), scales)
+def _per_column(layout: tally.Layout, total: tally.Tally) -> dict[str, np.ndarray]:
+    found = {
+        profile.key: total.numeric[0, index, : len(profile.counts)]
+        for index, profile in enumerate(layout.numeric)
+    }
+    for profile, table in zip(layout.categorical, total.levels, strict=True):
+        found[profile.key] = table[0]
+    return found
+
+
+def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
+    layout, rows = reference.layout, float(window.counts.rows.sum())
+    length, parts = _parts(budget)
+    scales = alarms.scales_for(parts, rows / parts)
+    found = alarms.windows(window.counts, window.mix, scales)
     checks = max(QUARTER / budget.every, 1.0)
-    rate = max(length / budget.every, 1.0)
+    rate = max(length / budget.every, 1.0)  # checks that a part amounts to
+    tests = alarms.tests_of(layout)
     alphas = [
-        alarms.alpha(
-            budget.false_alarms,
-            checks,
-            max(round(scale * rate), 1),
-            len(scales),
-            alarms.tests_of(layout),
-        )
-        for scale in scales
+        alarms.alpha(budget.false_alarms, checks, max(round(s * rate), 1), len(scales), tests)
+        for s in scales
     ]
     variation = [
-        reference.at(length * scale, float(rows))
-        for scale, rows in zip(scales, found.counts.rows, strict=True)
+        reference.at(length * scale, float(n))
+        for scale, n in zip(scales, found.counts.rows, strict=True)
     ]
     base = alarms.standardised(reference.strata, found.mix)
     looks = alarms.look(layout, found, base, variation, alphas)
-    return _Verdicts(_strongest(reference, looks, length), alphas[-1], variation[-1])
+    return _Verdicts(_strongest(reference, looks, length), alphas[-1])
 
 
 def _parts(budget: Budget) -> tuple[timedelta, int]:
@@ -233,52 +290,52 @@ def _measure_column(
     reference: Reference,
     verdicts: _Verdicts,
     sample: np.ndarray | None,
-    window: Values | None,
+    column: Column | None,
+    counts: np.ndarray | None,
     budget: Budget,
 ) -> ColumnDrift:
     """One column; `why` says why it could not be measured."""
-    n = 0 if window is None else len(window.values)
-    why = _unmeasurable(profile, window, budget.min_rows)
+    n = 0 if counts is None or column is None else int(counts.sum())
+    why = _unmeasurable(profile, column, n, budget.min_rows)
     decided = None if why else verdicts.strongest.get(profile.key)
     statistics: tuple[Statistic, ...] = ()
-    if window is not None and not why:
+    if column is not None and counts is not None and not why:
         spread = reference.spread(profile.key, budget.window, n)
-        counted = _counted(profile, spread, window, verdicts.alpha)
+        counted = _counted(profile, spread, counts, verdicts.alpha)
         w1 = reference.calibration.w1.get(profile.key)
-        ranked = _ranked(profile, spread.loc, w1, sample, window.values, verdicts.alpha)
+        ranked = _ranked(profile, spread.loc, w1, sample, column.sample, verdicts.alpha)
         statistics = (*counted[:4], *ranked, *counted[4:])
     return ColumnDrift(
         column=profile.column,
         role=profile.role,
         kind=profile.kind,
         n=n,
-        missing_share=0.0 if window is None else window.missing / max(window.rows, 1),
+        missing_share=0.0 if column is None else column.missing / max(column.rows, 1),
         statistics=(*statistics, decided) if decided else statistics,
         drifted=decided is not None and decided.alarm,
         why=why,
     )
 
 
-def _unmeasurable(profile: ColumnProfile, window: Values | None, min_rows: int) -> str:
+def _unmeasurable(profile: ColumnProfile, column: Column | None, n: int, min_rows: int) -> str:
     if profile.why:
         return profile.why
-    if window is None:
+    if column is None:
         return "the window does not have this column"
-    n = len(window.values)
     if n >= max(min_rows, 1):
         return ""
-    if window.invalid:
-        return f"{window.invalid:,} of {window.rows:,} values are no {profile.kind} values"
-    if n == 0 and window.rows:
-        return f"all {window.rows:,} values are missing"
+    if column.invalid:
+        return f"{column.invalid:,} of {column.rows:,} values are no {profile.kind} values"
+    if n == 0 and column.rows:
+        return f"all {column.rows:,} values are missing"
     return f"{n:,} values, fewer than the {min_rows:,} a comparison needs"
 
 
 def _counted(
-    profile: ColumnProfile, spread: Spread, column: Values, alpha: float
+    profile: ColumnProfile, spread: Spread, window: np.ndarray, alpha: float
 ) -> list[Statistic]:
     """Effect sizes from counts per cell."""
-    baseline, window = np.asarray(profile.counts), count(profile, column)
+    baseline = np.asarray(profile.counts)
     n, m = int(window.sum()), int(baseline.sum())
     filled = int(((window + baseline) > 0).sum())
     phi = spread.loc if profile.numeric else spread.levels
@@ -308,16 +365,15 @@ def _ranked(
     phi: float,
     w1: tuple[float, float] | None,
     sample: np.ndarray | None,
-    values: np.ndarray,
+    window: np.ndarray | None,
     alpha: float,
 ) -> list[Statistic]:
     """Wasserstein and Kolmogorov–Smirnov from the rows themselves; numeric columns only."""
-    if not profile.numeric:
+    if not profile.numeric or window is None:
         return []
     if sample is None or not len(sample):
         why = "the reference sample has no value in this column"
         return [_unknown("wasserstein", why), _unknown("ks", why)]
-    window = np.sort(values)
     n, m = len(window), len(sample)
     distance = wasserstein(sample, window) / profile.sd if profile.sd else np.nan
     mean, sd = w1 or (None, None)

@@ -86,20 +86,27 @@ def tally(layout: Layout, window: Mapping[str, Values], rows: int) -> Tally:
         window: by `ColumnProfile.key`; a column that is not there counts as missing in every row.
         rows: rows of the part.
     """
+    known = {p.key: v for p in layout.profiles if (v := window.get(p.key)) is not None}
+    profiles = {profile.key: profile for profile in layout.profiles}
+    counts = {key: count(profiles[key], values) for key, values in known.items()}
+    missing = {key: rows - len(values.values) for key, values in known.items()}
+    return assembled(layout, counts, missing, rows)
+
+
+def assembled(
+    layout: Layout, counts: Mapping[str, np.ndarray], missing: Mapping[str, int], rows: int
+) -> Tally:
+    """One part from each column's own counts, by `ColumnProfile.key` (see `tally`)."""
     numeric = np.zeros((1, len(layout.numeric), layout.cells), dtype=np.int64)
     for index, profile in enumerate(layout.numeric):
-        values = window.get(profile.key)
-        if values is not None:
-            numeric[0, index, : len(profile.counts)] = count(profile, values)
-    levels = [
-        np.zeros((1, len(profile.counts)), dtype=np.int64)
-        if (values := window.get(profile.key)) is None
-        else count(profile, values)[None, :]
-        for profile in layout.categorical
-    ]
-    usable = [0 if (v := window.get(p.key)) is None else len(v.values) for p in layout.ordered]
-    missing = (rows - np.array(usable, dtype=np.int64))[None, :]
-    return Tally(np.array([rows]), numeric, tuple(levels), missing)
+        if profile.key in counts:
+            numeric[0, index, : len(profile.counts)] = counts[profile.key]
+    levels = tuple(
+        counts[p.key][None, :] if p.key in counts else np.zeros((1, len(p.counts)), dtype=np.int64)
+        for p in layout.categorical
+    )
+    gone = np.array([[missing.get(profile.key, rows) for profile in layout.ordered]])
+    return Tally(np.array([rows]), numeric, levels, gone)
 
 
 def tally_blocks(

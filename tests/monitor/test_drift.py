@@ -115,9 +115,8 @@ def compared(
     rows = max((values.rows for values in read.values()), default=0)
     ordered = {p.key: np.sort(baseline[p.key].values) for p in profiles if p.numeric}
     moments = np.zeros(rows)
-    return drift.measure(
-        reference, profiles, ordered if sample else {}, read, moments + 60, moments, BUDGET
-    )
+    window_ = drift.window_of(reference, read, moments + 60, moments, BUDGET)
+    return drift.measure(reference, profiles, ordered if sample else {}, window_, BUDGET)
 
 
 def statistic(column: ColumnDrift, name: str) -> float:
