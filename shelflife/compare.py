@@ -113,47 +113,72 @@ def compare(
         InputError: a file that cannot be read, no rows, no such column, an error rate outside
             (0, 1).
     """
-    if not 0 < error_rate < 1:
-        raise InputError("error_rate", error_rate, "a number between 0 and 1")
-    old, new = _table("reference", reference), _table("current", current)
-    for name, table in (("reference", old), ("current", new)):
+    return Prepared.of(reference, columns=columns).compare(
+        current, error_rate=error_rate, min_rows=min_rows
+    )
+
+
+class Prepared:
+    """A reference made ready once, for many comparisons.
+
+    Attributes:
+        reference: its counts, as the calibrated tests need them.
+    """
+
+    def __init__(self, table: Any, columns: Sequence[str] | None) -> None:
+        self._table, self._columns = table, columns
+        self._profiles: list[ColumnProfile] = []
+        read: dict[str, Values] = {}
+        for name in table.column_names:
+            if columns is not None and name not in columns:
+                continue
+            for key, kind, values in _columns_of(table, name, table):
+                profile = profile_column(key, "input", kind, values)
+                self._profiles.append(profile)
+                read[profile.key] = values
+        counted = calibrate(self._profiles, read, seconds=None, part=None, window=None)
+        self.reference = Reference(self._profiles, counted)
+        self._sample = {
+            p.key: sample
+            for p in self._profiles
+            if p.numeric and (sample := drift.column_of(read[p.key], True).sample) is not None
+        }
+
+    @classmethod
+    def of(cls, reference: Any, *, columns: Sequence[str] | None = None) -> Prepared:
+        """Read and count the reference (see `compare`)."""
+        table = _table("reference", reference)
         if not table.num_rows:
-            raise InputError(name, "0 rows", "at least one row")
-    return _compared(old, new, _names(old, new, columns), error_rate, min_rows)
+            raise InputError("reference", "0 rows", "at least one row")
+        return cls(table, columns)
 
-
-def _compared(
-    old: Any, new: Any, names: Sequence[str], error_rate: float, min_rows: int
-) -> Comparison:
-    profiles: list[ColumnProfile] = []
-    read: dict[str, Values] = {}
-    for name in names:
-        for key, kind, values in _columns(old, name, old):
-            profile = profile_column(key, "input", kind, values)
-            profiles.append(profile)
-            read[profile.key] = values
-    counted = calibrate(profiles, read, seconds=None, part=None, window=None)
-    reference = Reference(profiles, counted)
-    sample = {p.key: drift.column_of(read[p.key], True).sample for p in profiles if p.numeric}
-    read.clear()
-    budget = drift.Budget(false_alarms=error_rate, every=_ONCE, window=_ONCE, min_rows=min_rows)
-    found = drift.measure(
-        reference,
-        profiles,
-        {key: values for key, values in sample.items() if values is not None},
-        _window(reference, old, new, names),
-        budget,
-    )
-    ranked = sorted(found, key=lambda c: (not c.drifted, -_strength(c), c.column))
-    there, here = set(old.column_names), set(new.column_names)
-    return Comparison(
-        reference_rows=old.num_rows,
-        current_rows=new.num_rows,
-        error_rate=error_rate,
-        columns=tuple(ranked),
-        only_reference=tuple(name for name in names if name in there - here),
-        only_current=tuple(name for name in names if name in here - there),
-    )
+    def compare(
+        self, current: Any, *, error_rate: float = ERROR_RATE, min_rows: int = 50
+    ) -> Comparison:
+        """Compare one sample with the reference (see `compare`)."""
+        if not 0 < error_rate < 1:
+            raise InputError("error_rate", error_rate, "a number between 0 and 1")
+        old, new = self._table, _table("current", current)
+        if not new.num_rows:
+            raise InputError("current", "0 rows", "at least one row")
+        names = _names(old, new, self._columns)
+        budget = drift.Budget(false_alarms=error_rate, every=_ONCE, window=_ONCE, min_rows=min_rows)
+        found = drift.measure(
+            self.reference,
+            self._profiles,
+            self._sample,
+            _window(self.reference, old, new, names),
+            budget,
+        )
+        there, here = set(old.column_names), set(new.column_names)
+        return Comparison(
+            reference_rows=old.num_rows,
+            current_rows=new.num_rows,
+            error_rate=error_rate,
+            columns=tuple(sorted(found, key=lambda c: (not c.drifted, -_strength(c), c.column))),
+            only_reference=tuple(name for name in names if name in there - here),
+            only_current=tuple(name for name in names if name in here - there),
+        )
 
 
 def _window(reference: Reference, old: Any, new: Any, names: Sequence[str]) -> drift.Window:
@@ -165,7 +190,7 @@ def _window(reference: Reference, old: Any, new: Any, names: Sequence[str]) -> d
     missing: dict[str, int] = {}
     profiles = {profile.key: profile for profile in layout.profiles}
     for name in names:
-        for key, _kind, values in _columns(new, name, old):
+        for key, _kind, values in _columns_of(new, name, old):
             full = f"input:{key}"
             columns[full] = drift.column_of(values, full in numeric)
             if full in profiles:
@@ -264,7 +289,7 @@ def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
     return list(wanted)
 
 
-def _columns(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
+def _columns_of(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
     """A column of a table as values of the reference's kind; a moment as its hour and weekday."""
     if name not in table.column_names:
         return []

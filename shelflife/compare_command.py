@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Arrow's default pool keeps what it freed: a tenth of a gigabyte more on a million rows.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from monitor.results import ColumnDrift
 from shelflife.cli import DRIFT, OK
