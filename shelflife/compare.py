@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ERROR_RATE = 0.05
 _ONCE = timedelta(days=90)  # one look in the quarter that a budget counts in
+_AT_ONCE = 200_000  # rows of a file up to which it is read whole
 _EFFECTS = ("psi", "js", "wasserstein", "ks", "chi2")
 
 
@@ -252,7 +253,8 @@ def _file(name: str, path: Path) -> Any:
 
             parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             return csv.read_csv(path, parse_options=parse)
-        return _Parquet(path)
+        file = _Parquet(path)
+        return file if file.num_rows > _AT_ONCE else file.table()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(name, str(path), f"a readable Parquet or CSV file ({error})") from None
 
@@ -274,8 +276,11 @@ class _Parquet:
     def column(self, name: str) -> Any:
         return self._file.read(columns=[name]).column(0)
 
+    def table(self) -> Any:
+        return self._file.read()
+
     def to_pandas(self) -> pd.DataFrame:
-        frame: pd.DataFrame = self._file.read().to_pandas()
+        frame: pd.DataFrame = self.table().to_pandas()
         return frame
 
 
