@@ -118,6 +118,7 @@ labels = Table(  # every distinct statement of a truth; the last by `time` wins
     _text("source"),
     _time("received"),
     Index("labels_by_time", "model", "time"),
+    Index("labels_by_receipt", "model", "received"),
 )
 counters = Table(  # things counted and not kept: refused requests, shed rows
     "counters",
@@ -162,6 +163,50 @@ checks = Table(
     _time("created"),
     UniqueConstraint("model", "at"),
     sqlite_autoincrement=True,
+)
+
+# --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
+window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
+    "window_scores",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("start", UtcTime, primary_key=True),  # event time, a multiple of the width
+    Column("version", String(64), primary_key=True),
+    _time("end"),
+    Column("metric", String(32), nullable=False),
+    Column("value", Float, nullable=True),
+    Column("low", Float, nullable=True),
+    Column("high", Float, nullable=True),
+    Column("n", Integer, nullable=False),  # rows that were scored
+    Column("rows", Integer, nullable=False),  # rows that were answered
+    Column("labelled", Integer, nullable=False),  # ... that have a label, usable or not
+    Column("bad_labels", Integer, nullable=False),
+    Column("label_lag", Float, nullable=True),  # median seconds from prediction to label
+    _time("scored"),  # the check that found these numbers
+)
+score_marks = Table(  # up to where each model's scores are
+    "score_marks",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    _time("at"),  # of the newest check that scored
+    _time("received", nullable=True),  # newest receipt of a row or label that it saw
+    _text("recent"),  # count and sum of the receipts of the hour before it: late commits change it
+    Column("segment", Id, nullable=False),  # newest segment that it saw
+    Column("width", BigInteger, nullable=False),  # microseconds
+    Column("metric", String(32), nullable=False),
+)
+
+# --- shelflife.importing: files and queries that were, or are being, imported --------------------
+imports = Table(
+    "imports",
+    metadata,
+    Column("id", String(32), primary_key=True),  # of the content and of how it is read
+    Column("model", String(128), nullable=False),
+    _text("source"),  # as given, without secrets
+    _time("started"),  # `received` of all its rows and labels, whenever it is resumed
+    _time("finished", nullable=True),
+    Column("position", BigInteger, nullable=False, server_default="0"),  # rows dealt with
+    _text("counts"),  # JSON object
 )
 
 # --- monitor.alert: who is told -----------------------------------------------------------------

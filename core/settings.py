@@ -113,6 +113,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None
     """How late labels are; later ones are missed labels. Measured when not set."""
+    score_width: Duration | None = None
+    """Width of the event-time windows whose realised metric is kept and corrected as labels arrive;
+    a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0

@@ -21,12 +21,12 @@ from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
-from monitor.log.records import Rows, SampleLog
-from monitor.measure import drift, quality, staleness
+from monitor.log.records import LabelActivity, Rows, SampleLog
+from monitor.measure import drift, labels, quality, staleness
 from monitor.measure.calibration import provisional as provisional_of
 from monitor.measure.performance import realised
 from monitor.measure.profile import Values
-from monitor.results import CheckResult, ColumnDrift, Performance, QualityIssue
+from monitor.results import CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +55,9 @@ class Evidence(Struct, kw_only=True):
     label_lag: timedelta | None  # median of rows whose label became known in the window
     matured: int | None = None  # rows of this version old enough to have a label; None: unknown
     matured_labelled: int = 0  # ... that have one
+    arrived: int = 0  # rows of any version whose label became known in the window
+    lags: tuple[tuple[float, float], ...] = ()  # their (quantile, seconds from row to label)
+    activity: LabelActivity | None = None  # None: nobody counted
 
 
 def gather(
@@ -71,7 +74,7 @@ def gather(
         newest_rows = log.read(model, end=at, known_at=at, newest=1)
     if not len(arrived):
         newest_labels = log.read(model, end=at, known_at=at, known_after=long_ago, labelled=True)
-    lags = _lags(arrived)
+    lags = labels.lags(arrived.meta)
     late = span(settings.label_delay) if settings.label_delay else None
     if late is None and len(lags):
         late = timedelta(seconds=float(np.quantile(lags, _LATE)))
@@ -91,19 +94,17 @@ def gather(
         label_lag=timedelta(seconds=float(np.median(lags))) if len(lags) else None,
         matured=matured,
         matured_labelled=matured_labelled,
+        arrived=len(arrived),
+        lags=labels.quantiles(lags),
     )
-
-
-def _lags(rows: Rows) -> np.ndarray:
-    """Seconds from prediction to label."""
-    spans = rows.meta["label_time"] - rows.meta["time"]
-    lags: np.ndarray = spans.dropna().dt.total_seconds().to_numpy()
-    return lags
 
 
 def only_version(rows: Rows, version: str) -> Rows:
     """The rows that this version answered."""
-    mine = (rows.meta["version"] == version).to_numpy(dtype=bool)
+    return _only(rows, (rows.meta["version"] == version).to_numpy(dtype=bool))
+
+
+def _only(rows: Rows, mine: np.ndarray) -> Rows:
     return Rows(
         meta=rows.meta[mine].reset_index(drop=True),
         inputs=rows.inputs[mine].reset_index(drop=True),
@@ -174,7 +175,30 @@ def run_check(
         staleness=ages,
         findings=findings,
         provisional=provisional,
+        labels=_labels(baseline, evidence),
     )
+
+
+def _labels(baseline: Baseline, evidence: Evidence) -> LabelFacts:
+    has = evidence.rows.meta["label_time"].notna()
+    _, problems = labels.usable(baseline.spec, evidence.labelled.meta)
+    found = evidence.activity
+    return LabelFacts(
+        arrived=evidence.arrived,
+        lag=evidence.lags,
+        rows=len(has),
+        coverage=float(has.mean()) if len(has) else None,
+        matured=evidence.matured,
+        matured_coverage=_share(evidence),
+        repeated=found.repeated if found else None,
+        corrected=found.corrected if found else None,
+        unknown=found.unknown if found else None,
+        problems=problems,
+    )
+
+
+def _share(evidence: Evidence) -> float | None:
+    return evidence.matured_labelled / evidence.matured if evidence.matured else None
 
 
 def _data(
@@ -245,11 +269,11 @@ def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict
 
 
 def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings) -> Performance:
-    labelled, spec = evidence.labelled, baseline.spec
+    spec, early = baseline.spec, labels.before_prediction(evidence.labelled.meta)
+    labelled = _only(evidence.labelled, ~early)
     metric = chosen_metric(spec, settings)
-    coverage = evidence.matured_labelled / evidence.matured if evidence.matured else None
     times = labelled.meta["time"]
-    return realised(
+    found = realised(
         spec,
         metric,
         labelled.outputs,
@@ -257,10 +281,16 @@ def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings
         expected=baseline.expected.of(metric) if baseline.expected else None,
         tolerance=settings.tolerance,
         min_rows=settings.min_rows,
-        coverage=coverage,
+        coverage=_share(evidence),
         since=times.min().to_pydatetime() if len(times) else None,
         until=times.max().to_pydatetime() if len(times) else None,
     )
+    if not early.any():
+        return found
+    text = f"{int(early.sum()):,} labels are older than their prediction and were left out"
+    why = "; ".join(part for part in (found.why, text) if part)
+    bad = found.bad_labels + int(early.sum())
+    return msgspec.structs.replace(found, why=why, bad_labels=bad)
 
 
 def chosen_metric(spec: ModelSpec, settings: ModelSettings) -> Metric:

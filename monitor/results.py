@@ -70,6 +70,52 @@ class Performance(Struct, frozen=True, kw_only=True):
     bad_labels: int = 0  # labels that are no value of the target, left out
 
 
+class LabelProblem(Struct, frozen=True, kw_only=True):
+    """Labels that are left out of every number, by what is wrong with them."""
+
+    kind: str  # null, text, boolean, not_finite, unknown_class, other or before_prediction
+    count: int
+    example: str
+    text: str  # one sentence for people
+
+
+class LabelFacts(Struct, frozen=True, kw_only=True):
+    """How the labels behave that became known in the window, and how complete they are."""
+
+    arrived: int  # predictions of any version whose label became known in the window
+    lag: tuple[tuple[float, float], ...]  # (quantile, seconds from prediction to label)
+    rows: int  # predictions with an event time in the window
+    coverage: float | None  # share of them that have a label by now
+    matured: int | None  # predictions of the checked version old enough to have one
+    matured_coverage: float | None  # share of those that have one
+    repeated: int | None = None  # arrived labels that say something for the second time ...
+    corrected: int | None = None  # ... and something else
+    unknown: int | None = None  # labels in the window for predictions the log does not hold
+    problems: tuple[LabelProblem, ...] = ()  # of the arrived labels
+
+
+class WindowScore(Struct, frozen=True, kw_only=True):
+    """How good one version's answers in one event-time window turned out, by what is known now."""
+
+    start: datetime
+    end: datetime
+    version: str
+    metric: str
+    value: float | None
+    low: float | None  # 95 % confidence interval
+    high: float | None
+    n: int  # rows the value rests on
+    rows: int  # rows answered
+    labelled: int  # ... that have a label, usable or not
+    bad_labels: int
+    label_lag: float | None  # median seconds from prediction to label
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows that have a label, 0 to 1."""
+        return self.labelled / self.rows if self.rows else 0.0
+
+
 class Staleness(Struct, frozen=True, kw_only=True):
     """Ages in seconds at the moment of the check; None where there is nothing to age."""
 
@@ -111,3 +157,4 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     staleness: Staleness
     findings: tuple[Finding, ...]
     provisional: str = ""  # why the thresholds are provisional, if they are
+    labels: LabelFacts | None = None  # None in checks from before it was measured

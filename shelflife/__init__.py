@@ -13,18 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.client import Client as Client
     from shelflife.compare import compare as compare
     from shelflife.register import register as register
 
-__all__ = ["__version__", "compare", "register"]
+__all__ = ["Client", "__version__", "compare", "register"]
 __version__ = "0.1.0"
+_HOMES = {"Client": "client", "compare": "compare", "register": "register"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in _HOMES:
         from importlib import import_module
 
-        found = getattr(import_module(f"shelflife.{name}"), name)
+        found = getattr(import_module(f"shelflife.{_HOMES[name]}"), name)
         globals()[name] = found  # the module of that name must not hide it from now on
         return found
     raise AttributeError(f"module 'shelflife' has no attribute {name!r}")

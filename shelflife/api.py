@@ -24,6 +24,7 @@ from core.errors import InputError, NotFound, ShelflifeError, TooLarge
 from core.ledger import Ledger
 from core.settings import Settings
 from core.times import iso, parse_time
+from monitor import scores
 from monitor.log.records import Label, SampleLog
 from shelflife import commands, metrics
 from shelflife.service import wall_clock
@@ -76,6 +77,7 @@ class Api:
             Route("/api/v1/models", self._edge(self.models)),
             Route(one, self._edge(self.model)),
             Route(f"{one}/labels", self._edge(self.labels), methods=["POST"]),
+            Route(f"{one}/windows", self._edge(self.windows)),
             Route(f"{one}/actions/{{action}}", self._edge(self.act), methods=["POST"]),
             Route("/api/v1/commands/{id:int}", self._edge(self.command)),
             Route("/api/v1/incidents", self._edge(self.incidents)),
@@ -150,6 +152,24 @@ class Api:
         summary = await self._summary(name)
         check = json.loads(row["result"]) if row else None
         return _json({**summary, "log": msgspec.to_builtins(counts), "check": check})
+
+    async def windows(self, request: Request) -> Response:
+        """GET the realised metric by event-time window, corrected as labels arrive, oldest first;
+        `?since=`, `?until=` (ISO 8601) and `?version=` narrow it."""
+        name, asked = await self._known(request), request.query_params
+        since, until = (
+            parse_time(asked[key], field=key) if key in asked else None
+            for key in ("since", "until")
+        )
+        found = await run_in_threadpool(
+            scores.listed,
+            self.ledger, name, since=since, until=until, version=asked.get("version"),
+        )  # fmt: skip
+        rows = [
+            {**msgspec.to_builtins(each), "coverage": each.coverage, "scored": iso(scored)}
+            for each, scored in found
+        ]
+        return _json({"model": name, "windows": rows})
 
     async def incidents(self, request: Request) -> Response:
         """GET incidents, newest first; `?model=` and `?state=` narrow them."""

@@ -1,7 +1,7 @@
 """The command line. Results on stdout, talk on stderr; `--json` on every command.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 drift or decay found (with
-`--fail-on-drift`), 4 refused by the gate.
+`--fail-on-drift`), 4 refused by the gate, 5 imported but for rows that could not be used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from core.errors import GateRefused, InputError, NotFound, SettingsError, ShelflifeError
 
-OK, FAILED, USAGE, DRIFT, REFUSED = 0, 1, 2, 3, 4
+OK, FAILED, USAGE, DRIFT, REFUSED, REJECTED = 0, 1, 2, 3, 4, 5
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("serve", "answer inference requests and take labels (one process)")
     add("watch", "run checks, retraining, deliveries (one process; several may share a ledger)")
     _register(add("register", "adopt a model: an estimator or MLflow model, rows and labels"))
+    _import(add("import", "predictions and labels from Parquet, CSV or a SQL query, once"))
     check = add("check", "check a model now and explain what was found")
     check.add_argument("model")
     check.add_argument("--at", metavar="TIME", help="as of this moment; nothing is recorded then")
@@ -111,6 +112,33 @@ def _register(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--trust-pickle", action="store_true", help="unpickle the model, running any code in it"
     )
+
+
+def _import(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+
+    def column(option: str, text: str) -> None:
+        add(option, metavar="COLUMN", default="", help=text)
+
+    add("files", nargs="*", help="Parquet or CSV: paths, globs, fsspec URLs")
+    add("--sql", nargs=2, metavar=("URL", "QUERY"), help="SQLAlchemy URL (or env:NAME) and query")
+    add("--model", required=True, metavar="NAME", help="whose predictions or labels these are")
+    column("--id", "prediction id; labels are joined on it")
+    column("--time", "when a prediction was made")
+    column("--label", "what turned out true")
+    column("--label-time", "when that became known")
+    add("--label-delay", metavar="SPAN", default="", help="... or how long after the event time")
+    column("--prediction", "what the model answered, where it is one number")
+    add("--output", metavar="NAME=COLUMN", action="append", default=[], help="one of its outputs")
+    add("--input", metavar="NAME=COLUMN", action="append", default=[], help="an input's column")
+    add("--ignore", metavar="COLUMN", action="append", default=[], help="not an input")
+    add("--version", dest="version_", metavar="COLUMN|VERSION", default="", help="who answered")
+    add("--role", choices=("history", "champion"), help="champion: it answered callers")
+    add("--tz", default="UTC", metavar="ZONE", help="time zone of times that name none; UTC")
+    add("--encoding", default="utf-8", help="of CSV files")
+    add("--delimiter", default="", help="of CSV files; a comma, or a tab in .tsv")
+    add("--dry-run", action="store_true", help="show the mapping and the first problems only")
+    add("--again", action="store_true", help="read files that were imported before, too")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -130,6 +130,12 @@ def _table(name: str) -> Any:
     raise InputError("reference", name, "a file that ends in .parquet or .csv")
 
 
+def do_import(given: argparse.Namespace) -> int:
+    from shelflife.importing import command
+
+    return command.run(given, _out, _say)
+
+
 def do_check(given: argparse.Namespace) -> int:
     from shelflife import actions
 

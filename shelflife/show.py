@@ -60,6 +60,8 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    if found.labels:
+        lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
     lines += [f"  {line}" for line in _drift(found)]
     if found.provisional:

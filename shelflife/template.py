@@ -50,6 +50,7 @@ defaults:                     # for every model, unless its own section says oth
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
+  # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
   # sample_rate: 1.0          # share of predictions that are logged
   # durability: strict        # strict: answered after the row is committed; relaxed: at once

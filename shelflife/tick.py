@@ -18,9 +18,11 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
+from monitor import scores
 from monitor.alert import incidents
 from monitor.alert.messages import MessageContext
-from monitor.results import CheckResult, Finding
+from monitor.log.labels import activity
+from monitor.results import CheckResult, Finding, WindowScore
 from monitor.verdict import judged_causes
 from registry import promotion
 from registry.promotion import observe
@@ -43,6 +45,7 @@ class TickResult(msgspec.Struct, kw_only=True):
     resolved: tuple[int, ...] = ()
     run_id: str | None = None
     rolled_back: bool = False
+    rescored: tuple[WindowScore, ...] = ()  # past windows whose score is another since this tick
 
 
 def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
@@ -50,6 +53,9 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
     model, settings = version.model, service.model(version.model)
     baseline, reference = service.baseline(version)
     evidence = checks.gather(service.log, model, version.version, at=at, settings=settings)
+    evidence.activity = activity(
+        service.ledger, model, after=evidence.window_start, until=evidence.window_end
+    )
     history = checks.recent(service.ledger, model, before=at, limit=_HISTORY)
     facts = checks.ModelFacts(
         version=version.version,
@@ -73,10 +79,13 @@ def tick(
     result = measure(service, champion, at=at)
     decision = decide(service, champion, result, at=at)
     context = _context(service, champion, decision, at)
+    past = _rescore(service, champion, result, at)
     with service.ledger.write() as tx:
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        if past is not None:
+            scores.record(tx, service.ledger, past)
         changes = incidents.apply(
             tx,
             service.ledger,
@@ -106,7 +115,19 @@ def tick(
         resolved=tuple(c.incident_id for c in changes if c.change == "resolved"),
         run_id=run_id,
         rolled_back=decision.action == "rollback",
+        rescored=past.changed if past is not None else (),
     )
+
+
+def _rescore(
+    service: Service, champion: Version, result: CheckResult, at: datetime
+) -> scores.Rescored | None:
+    """Past windows scored again, where labels landed since the tick before."""
+    settings, spec = service.model(champion.model), service.baseline(champion)[0].spec
+    lag = dict(result.labels.lag) if result.labels else {}
+    late = timedelta(seconds=max(lag[0.95], 0.0)) if 0.95 in lag else None
+    metric = checks.chosen_metric(spec, settings)
+    return scores.rescore(service.ledger, service.log, spec, metric, settings, at=at, late=late)
 
 
 def decide(

@@ -50,6 +50,15 @@ class LabelReceipt(Struct, frozen=True, kw_only=True):
     unknown: int  # no such prediction in the log (yet)
 
 
+class LabelActivity(Struct, frozen=True, kw_only=True):
+    """Predictions whose newest label became known in some span of time."""
+
+    labelled: int
+    repeated: int  # ... that had been labelled before, at another label time
+    corrected: int  # ... with another value
+    unknown: int  # ... that the log does not hold (yet)
+
+
 class LogCounts(Struct, frozen=True, kw_only=True):
     """What the log holds of one model."""
 

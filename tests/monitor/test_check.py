@@ -324,3 +324,32 @@ def test_evidence_without_labels_or_outputs(
     assert result.performance.value is None
     assert result.performance.coverage is None
     assert "no label for v1 has arrived yet" in result.reason
+
+
+def test_labels_are_described_and_hostile_ones_left_out(
+    made: tuple[Baseline, pd.DataFrame], log: InferenceLog
+) -> None:
+    fill(log, days=range(10))
+    at = START + 10 * DAY
+    hostile = [("1-2-0", "maybe"), ("1-2-1", float("nan")), ("1-2-2", None), ("1-2-3", True)]
+    log.append_labels(
+        [Label(model="shop", id=key, value=value, time=at - DAY) for key, value in hostile],  # type: ignore[arg-type]
+        received=at,
+    )
+    early = Prediction(
+        model="shop", id="early", version="1", time=at - 3 * DAY, inputs={"age": 0.0},
+        outputs={"probability": 0.0},
+    )  # fmt: skip
+    log.append([early], received=at)
+    log.append_labels([Label(model="shop", id="early", value=1, time=at - 5 * DAY)], received=at)
+    found = run(log, made, at=at)
+    assert found.labels is not None
+    kinds = {problem.kind: problem.count for problem in found.labels.problems}
+    assert kinds == {"null": 1, "not_finite": 1, "unknown_class": 1, "before_prediction": 1}
+    assert found.performance.bad_labels == 4
+    assert "1 labels are older than their prediction" in found.performance.why
+    assert dict(found.labels.lag)[0.5] == LAG.total_seconds()
+    assert found.labels.arrived == found.performance.n + 4
+    # Rows of the last seven days: labels are five days late, so those of two days have them.
+    assert found.labels.coverage == pytest.approx(2 / 7, abs=0.02)
+    assert found.labels.matured_coverage == 1.0
