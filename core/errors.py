@@ -7,6 +7,7 @@
     ├── NotFound             a model, version, incident or run that does not exist
     ├── NotReady             it exists, but cannot answer yet
     ├── CorruptSegment       a sealed file does not match its recorded hash
+    ├── StoreUnavailable     the folder or bucket of the segments does not answer; nothing is lost
     ├── RegistryError        MLflow could not do or say what was asked
     │   ├── UntrustedArtifact  loading it would run code nobody allowed
     │   └── Conflict           somebody else moved the alias first
@@ -71,6 +72,10 @@ class NotReady(ShelflifeError):
 
 class CorruptSegment(ShelflifeError):
     """A sealed segment whose bytes do not match the manifest; it is quarantined, never read."""
+
+
+class StoreUnavailable(ShelflifeError):
+    """The store of the segments cannot be reached or refuses; trying again later is right."""
 
 
 class RegistryError(ShelflifeError):

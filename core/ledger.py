@@ -109,6 +109,28 @@ class Ledger:
             if not changed.rowcount:
                 tx.execute(table.insert().values(model=model, name=name, value=by))
 
+    def scrub(self, *, whole: bool = False) -> bool:
+        """Take deleted rows out of the database's files as far as that is in our hands.
+
+        SQLite: pages are overwritten as rows are deleted; here the write-ahead log, which holds
+        older pages, is emptied. PostgreSQL: dead rows stay until VACUUM, which `whole` runs.
+
+        Args:
+            whole: rewrite the whole SQLite file too; every writer waits as long.
+
+        Returns whether nothing is left to be done; a reader may keep SQLite's log in use.
+        """
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            raw = connection.connection.driver_connection
+            if raw is None:
+                return False
+            if whole:
+                raw.execute("VACUUM")
+            if not self.sqlite:
+                return whole
+            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not busy
+
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
@@ -120,6 +142,7 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA secure_delete=ON")  # what was deleted is overwritten, see `scrub`
     cursor.close()
 
 

@@ -88,7 +88,7 @@ sealed_keys = Table(  # so that an event replayed after sealing is still recogni
     metadata,
     Column("event", String(32), primary_key=True),  # blake2b-128 of source and event id
     Column("prediction", String(32), nullable=False, index=True),  # of model and prediction id
-    Column("segment", Id, nullable=False),
+    Column("segment", Id, nullable=False),  # the one it was sealed into: see `segment_parts`
     sqlite_with_rowid=False,
 )
 segments = Table(  # the manifest: one immutable Parquet file each
@@ -96,17 +96,52 @@ segments = Table(  # the manifest: one immutable Parquet file each
     metadata,
     _key(),
     Column("model", String(128), nullable=False),
-    _text("path"),  # relative to the log's segment folder
+    _text("path"),  # relative to the log's segment store
     Column("rows", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     _time("min_time"),
     _time("max_time"),
     _text("columns"),  # JSON object, column -> Arrow type
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
     Column("state", String(16), nullable=False),  # active or quarantined
     _time("created"),
     UniqueConstraint("path"),
     Index("segments_by_time", "model", "min_time"),
     sqlite_autoincrement=True,
+)
+segment_parts = Table(  # where rows sealed into `part` lie since it was merged or rewritten
+    "segment_parts",
+    metadata,
+    Column("part", Id, primary_key=True, autoincrement=False),
+    Column("segment", Id, nullable=False, index=True),
+)
+segment_events = Table(  # what became of a segment: the lineage of every hash a dataset names
+    "segment_events",
+    metadata,
+    _key(),
+    Column("model", String(128), nullable=False),
+    _time("at"),
+    Column("kind", String(16), nullable=False),  # compact, forget, retain or quarantine
+    Column("old", String(64), nullable=False, index=True),  # sha256
+    Column("new", String(64), nullable=True, index=True),  # sha256; NULL: deleted
+    Column("rows", Integer, nullable=False),  # of the old segment
+    Column("removed", Integer, nullable=False, server_default="0"),
+    _text("path"),  # of the old file, until it is deleted
+    _text("reason"),
+    _text("by"),
+    Index("segment_events_by_model", "model", "at"),
+    sqlite_autoincrement=True,
+)
+sampling = Table(  # what was offered to the log and what of it was kept, exactly
+    "sampling",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("hour", UtcTime, primary_key=True),  # of the event time
+    Column("rate", Float, primary_key=True),  # the rate in force
+    Column("seen", BigInteger, nullable=False, server_default="0"),  # rows offered
+    Column("kept", BigInteger, nullable=False, server_default="0"),  # of them, in the sample
+    Column("labels_seen", BigInteger, nullable=False, server_default="0"),  # by label time
+    Column("labels_kept", BigInteger, nullable=False, server_default="0"),
 )
 labels = Table(  # every distinct statement of a truth; the last by `time` wins
     "labels",

@@ -91,6 +91,19 @@ class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
 
 
+class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which input columns the log may keep; others are neither monitored nor learned from."""
+
+    allow: tuple[str, ...] = ()
+    """Only these columns (and hashed ones) are logged; all of them when empty."""
+    deny: tuple[str, ...] = ()
+    """Never logged: missing in every row."""
+    hash: tuple[str, ...] = ()
+    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
+    key: str = ""
+    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
+
+
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is watched, retrained and logged."""
 
@@ -120,6 +133,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Silence longer than this is a page; two check windows when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
+    retention: Duration | None = None
+    """Rows older than this and their labels are deleted; kept for ever when not set."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     trust_pickle: bool = False
@@ -180,6 +196,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Folder of everything shelflife keeps; relative to the settings file."""
     ledger: str = ""
     """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
+    segments: str = ""
+    """Where sealed rows lie, this ledger's alone: a folder or an fsspec URL (`s3://bucket/prefix`);
+    a folder in `home` when empty. S3's credentials come from the environment."""
+    segments_options: dict[str, Any] = field(default_factory=dict)
+    """Handed to fsspec for `segments`, such as `{endpoint_url: http://minio:9000}`; secrets among
+    them as `env:NAME` or `file:/path`."""
     environment: str = ""
     """Named in messages: staging, production, …"""
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
@@ -203,6 +225,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.ledger or f"sqlite:///{self.home_path / 'ledger.db'}"
 
     @property
+    def segments_place(self) -> str:
+        return self.segments or str(self.home_path / "segments")
+
+    @property
     def tracking_uri(self) -> str:
         return self.mlflow.tracking_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
 
@@ -214,6 +240,23 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def span(text: Duration) -> timedelta:
     """A validated duration setting as a timedelta."""
     return times.duration(text)
+
+
+def revealed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with every `env:NAME` and `file:/path` in them replaced by the secret it names.
+
+    Raises:
+        SettingsError: see `secret`.
+    """
+    return {name: _revealed(value) for name, value in options.items()}
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return revealed(value)
+    named = isinstance(value, str) and value.startswith(("env:", "file:"))
+    found = secret(value) if named else None
+    return found.reveal() if found else value
 
 
 def secret(reference: str) -> Secret | None:
@@ -237,7 +280,7 @@ def secret(reference: str) -> Secret | None:
 
 
 def load(path: Path) -> Settings:
-    """Read and validate a settings file; relative `home` is taken from the file's folder.
+    """Read and validate a settings file; folders in it are relative to the file's own.
 
     Raises:
         SettingsError: no such file, not YAML, an unknown key, a value of the wrong type.
@@ -246,7 +289,10 @@ def load(path: Path) -> Settings:
         raise SettingsError("file", str(path), "a settings file; `shelflife init` writes one")
     settings = parse(path.read_text(), file=str(path))
     home = (path.resolve().parent / settings.home).resolve()
-    return msgspec.structs.replace(settings, home=str(home))
+    segments = settings.segments
+    if segments and "://" not in segments:
+        segments = str((path.resolve().parent / segments).resolve())
+    return msgspec.structs.replace(settings, home=str(home), segments=segments)
 
 
 def parse(text: str, *, file: str = "settings") -> Settings:

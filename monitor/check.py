@@ -21,6 +21,7 @@ from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
+from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness
 from monitor.measure.calibration import provisional as provisional_of
@@ -176,6 +177,7 @@ def run_check(
         findings=findings,
         provisional=provisional,
         labels=_labels(baseline, evidence),
+        not_logged=not_logged(settings.privacy, baseline.spec.columns),
     )
 
 
@@ -212,6 +214,9 @@ def _data(
 ) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
     """Drift and quality of the window, and why the thresholds are provisional."""
     rows, spec = len(evidence.rows), baseline.spec
+    hidden = not_logged(settings.privacy, spec.columns)
+    profiles = [p for p in baseline.columns if p.role == "output" or p.column not in hidden]
+    inputs = [profile for profile in profiles if profile.role == "input"]
     window = read_columns(spec, evidence.rows.inputs, None) | _own_outputs(spec, evidence, facts)
     reference_counts = reference_of(baseline)
     span_ = span(settings.window)
@@ -225,14 +230,14 @@ def _data(
     )
     drifts = drift.measure(
         reference_counts,
-        baseline.columns,
+        profiles,
         sorted_reference(baseline, reference),
         drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
         budget,
     )
     issues = quality.inspect(
-        baseline.inputs,
-        {p.key: reference_counts.spread(p.key, span_, rows) for p in baseline.inputs},
+        inputs,
+        {p.key: reference_counts.spread(p.key, span_, rows) for p in inputs},
         window,
         settings.quality,
         rows=rows,

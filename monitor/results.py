@@ -158,3 +158,4 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     provisional: str = ""  # why the thresholds are provisional, if they are
     labels: LabelFacts | None = None  # None in checks from before it was measured
+    not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged

@@ -23,6 +23,7 @@ from core.settings import span
 from core.spec import ModelSpec
 from core.times import iso, parse_time, spell
 from monitor import baseline
+from monitor.log.privacy import not_logged
 from registry.promotion import observe, promote
 from retrain import run as runs
 from retrain.dataset import Account, TooLittle, assemble
@@ -109,6 +110,9 @@ def _dataset(context: RunContext, run: RunState, at: datetime, wall: datetime) -
     them the holdout's labels, which no trainer gets to see."""
     _same_champion(context, run)
     spec, folder = _spec(context, run), context.folder(run.id)
+    hidden = not_logged(context.settings.privacy, spec.columns)
+    if hidden:  # it would learn from blanks or hashes, and be asked with the values themselves
+        raise TooLittle(f"the log may not keep {', '.join(hidden)}, which {run.model} needs")
     # Labels known when the run was decided: repeated later, the step finds the same rows.
     data = assemble(
         context.log,

@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
+    from shelflife.log_command import options as log_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         listed.add_argument("id", nargs="?", help="one of them, with everything known about it")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
 

@@ -234,6 +234,12 @@ def do_runs(given: argparse.Namespace) -> int:
     return OK
 
 
+def do_log(given: argparse.Namespace) -> int:
+    from shelflife import log_command
+
+    return log_command.run(given, _who(given) if "by" in given else "")
+
+
 def do_doctor(given: argparse.Namespace) -> int:
     from shelflife import doctor
 

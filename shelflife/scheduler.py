@@ -22,7 +22,7 @@ from core.settings import span
 from monitor.alert import outbox
 from monitor.alert import receivers as tellers
 from serving import deploy
-from shelflife import commands, reports
+from shelflife import commands, housekeeping, reports
 from shelflife.leases import HOLDER, LASTS, held
 from shelflife.service import Service, wall_clock
 from shelflife.tick import TickResult, advance, grid, resolve_one_off, rhythm, tick
@@ -114,6 +114,7 @@ class Scheduler:
         self._add(self.obey_commands, _BEAT)
         self._add(self.render_reports, 5.0)
         self._add(self.seal, 60.0)
+        self._add(self.tidy, 3600.0)
 
     def _add(self, job: Callable[[], object], seconds: float) -> None:
         def guarded() -> None:
@@ -192,3 +193,9 @@ class Scheduler:
             if lease is not None:
                 before = wall_clock() - _SEAL_AFTER
                 self.service.log.seal(before=before, min_rows=_SEAL_ROWS)
+
+    def tidy(self) -> None:
+        """Merge small segments, delete what is older than it may be, sweep what a crash left."""
+        with held(self.service.ledger, "tidy") as lease:
+            if lease is not None:
+                housekeeping.tidy(self.service, now=wall_clock())

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.ledger import Ledger
-from core.settings import ModelSettings, Settings, load
+from core.settings import ModelSettings, Settings, load, revealed
 from monitor.alert.messages import MessageContext
+from monitor.log.admission import Admission, Rule
 from monitor.log.log import InferenceLog
+from monitor.log.privacy import privacy_of
+from monitor.log.storage import open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +29,10 @@ SETTINGS_FILE = "shelflife.yaml"
 def wall_clock() -> datetime:
     """The real time. Only this package's processes read it; everything below is told."""
     return datetime.now(UTC)
+
+
+def _rule(settings: ModelSettings, where: str) -> Rule:
+    return Rule(rate=settings.sample_rate, privacy=privacy_of(settings.privacy, where))
 
 
 class Service:
@@ -58,7 +65,17 @@ class Service:
 
     @cached_property
     def log(self) -> InferenceLog:
-        return InferenceLog(self.ledger, self.home / "segments")
+        settings = self.settings
+        rules = {
+            name: _rule(model, f"models.{name}.privacy") for name, model in settings.models.items()
+        }
+        default = _rule(settings.defaults, "defaults.privacy")
+        return InferenceLog(
+            self.ledger,
+            open_storage(settings.segments_place, revealed(settings.segments_options)),
+            admission=Admission(lambda model: rules.get(model, default)),
+            clock=wall_clock,
+        )
 
     @cached_property
     def registry(self) -> Registry:

@@ -64,6 +64,8 @@ def check(result: TickResult) -> str:
         lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
     lines += [f"  {line}" for line in _drift(found)]
+    if found.not_logged:
+        lines.append(f"  not logged (privacy), so not judged: {', '.join(found.not_logged)}")
     if found.provisional:
         lines.append(f"  thresholds are provisional: {found.provisional}")
     lines.append(f"  decision: {decision.action}: {decision.reason}")

@@ -9,6 +9,9 @@ TEMPLATE = """\
 # home: .shelflife            # where everything is kept, relative to this file
 # ledger: ""                  # SQLAlchemy URL; SQLite in `home` when empty
 #                             # postgresql+psycopg://user@host/shelflife for several machines
+# segments: ""                # where sealed rows lie: a folder or s3://bucket/prefix; `home` when
+#                             # empty. Credentials come from the environment.
+# segments_options: {}        # for fsspec, such as {endpoint_url: "http://minio:9000"}
 # environment: ""             # named in messages: staging, production
 
 # mlflow:
@@ -53,6 +56,12 @@ defaults:                     # for every model, unless its own section says oth
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
   # sample_rate: 1.0          # share of predictions that are logged
+  # retention: 400d           # older rows and their labels are deleted; kept for ever when not set
+  # privacy:                  # what may not be logged is not monitored either
+  #   allow: []               # only these input columns; all when empty
+  #   deny: []                # never logged
+  #   hash: []                # logged as a keyed hash
+  #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged

@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from core import schema
 from core.ledger import Ledger, one_of
 from monitor.log.hot import known
 from monitor.log.records import Label, LabelActivity, LabelReceipt
-
-_SCAN_ABOVE = 20_000  # ids beyond which one scan of the model's labels is faster
-#: Label as given and its time in microseconds, by prediction id.
-Truth = dict[str, tuple[object, int]]
 
 
 def insert(
@@ -81,16 +76,6 @@ def _encode(value: object) -> str:
     return json.dumps(value.item() if hasattr(value, "item") else value)
 
 
-def _decode(text: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:  # NaN, Infinity: no JSON, but somebody said it
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-
-
 def activity(ledger: Ledger, model: str, *, after: datetime, until: datetime) -> LabelActivity:
     """How labels behaved that became known in (after, until]."""
     table = schema.labels.c
@@ -115,39 +100,3 @@ def _labelled(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[
     table = schema.labels.c
     mine = (table.model == model) & one_of(connection, table.prediction_id, ids)
     return set(connection.scalars(sa.select(table.prediction_id).where(mine)))
-
-
-def learned_between(
-    connection: sa.Connection, model: str, after: datetime, until: datetime | None
-) -> Truth:
-    """The labels in force at `until` that became known after `after`."""
-    return _last(connection, _known(model, until).where(schema.labels.c.time > after))
-
-
-def winning(
-    connection: sa.Connection, model: str, ids: Collection[str], known_at: datetime | None
-) -> Truth:
-    """The label in force at `known_at` of each id that has one."""
-    query = _known(model, known_at)
-    if len(ids) > _SCAN_ABOVE:
-        return _last(connection, query, wanted=set(ids))
-    return _last(connection, query.where(one_of(connection, schema.labels.c.prediction_id, ids)))
-
-
-def _known(model: str, until: datetime | None) -> sa.Select[Any]:
-    table = schema.labels
-    query = sa.select(
-        table.c.prediction_id, table.c.value, sa.type_coerce(table.c.time, sa.BigInteger)
-    ).where(table.c.model == model)
-    if until is not None:
-        query = query.where(table.c.time <= until)
-    return query.order_by(table.c.time)
-
-
-def _last(
-    connection: sa.Connection, query: sa.Select[Any], wanted: set[str] | None = None
-) -> Truth:
-    # In order of time: the last statement of an id stays.
-    rows = connection.execute(query)
-    last = {row[0]: row for row in rows if wanted is None or row[0] in wanted}
-    return {name: (_decode(row[1]), row[2]) for name, row in last.items()}

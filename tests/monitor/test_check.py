@@ -14,7 +14,7 @@ import pytest
 
 from core import schema
 from core.ledger import Ledger
-from core.settings import ModelSettings
+from core.settings import ModelSettings, PrivacySettings
 from core.spec import infer_spec
 from monitor.baseline import Baseline, build, reference_sample
 from monitor.check import Evidence, ModelFacts, gather, recent, record, run_check
@@ -353,3 +353,17 @@ def test_labels_are_described_and_hostile_ones_left_out(
     # Rows of the last seven days: labels are five days late, so those of two days have them.
     assert found.labels.coverage == pytest.approx(2 / 7, abs=0.02)
     assert found.labels.matured_coverage == 1.0
+
+
+def test_what_may_not_be_logged_is_not_missing(
+    log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
+) -> None:
+    """A denied column is null in every row: no broken feed, and called what it is."""
+    fill(log, days=range(14), broken=True)
+    at = START + 14 * DAY
+    assert run(log, made, at).state == "broken_feed"
+    denied = msgspec.structs.replace(SETTINGS, privacy=PrivacySettings(deny=("age",)))
+    found = run(log, made, at, settings=denied)
+    assert found.state == "healthy"
+    assert found.not_logged == ("age",)
+    assert [column.column for column in found.drift] == ["country", "probability"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import LeaseLost, NotFound
 from core.ledger import Ledger, release_lease, take_lease
-from core.settings import GateSettings, ModelSettings, RetrainSettings
+from core.settings import GateSettings, ModelSettings, PrivacySettings, RetrainSettings
 from core.spec import ModelSpec
 from core.times import iso
 from monitor.baseline import build, dump, load
@@ -512,3 +513,15 @@ def test_the_watch_compares_a_new_champion_with_its_predecessor(
     here.registry.client.set_model_version_tag("toy", "1", tag, "")
     assert judged().action == "wait"
     assert "cannot be compared" in judged().reason
+
+
+def test_a_model_that_needs_what_the_log_may_not_keep_is_not_retrained(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    name = load(here.registry.file(here.registry.get("toy", "1"), "baseline.json")).spec.columns[0]
+    private = msgspec.structs.replace(here.settings, privacy=PrivacySettings(deny=(name,)))
+    context = dataclasses.replace(here.context, settings=private)
+    done = advance(context, here.start(), at=AT, wall=WALL)
+    assert done.state == "refused"
+    assert f"the log may not keep {name}, which toy needs" in done.outcome
