@@ -79,7 +79,7 @@ def generate(rows: int, seed: int, *, drift: bool) -> Any:
 
 
 def ours(folder: Path, size: str, *, whole: bool) -> tuple[float, Any]:
-    from shelflife.compare import Prepared
+    from shelflife.comparison import Prepared
 
     began = time.perf_counter()
     prepared = Prepared.of(folder / "reference.parquet")
@@ -91,7 +91,7 @@ def ours(folder: Path, size: str, *, whole: bool) -> tuple[float, Any]:
 
 def counts(folder: Path, size: str) -> tuple[float, Any]:
     from monitor.measure import alarms, tally
-    from shelflife.compare import Prepared
+    from shelflife.comparison import Prepared
 
     reference = Prepared.of(folder / "reference.parquet").reference
     rng = np.random.default_rng(1)
@@ -262,7 +262,7 @@ def one(engine: str, folder: Path, size: str) -> None:
 
 def fleet(folder: Path, models: int) -> dict[str, float]:
     """So many models of 40 columns with 5,000 new rows each, from Parquet to verdicts."""
-    from shelflife.compare import Prepared
+    from shelflife.comparison import Prepared
 
     prepared = Prepared.of(folder / "reference.parquet")
     files = [folder / f"fleet{i}.parquet" for i in range(10)]

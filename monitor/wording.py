@@ -11,7 +11,7 @@ from monitor.measure.performance import METRIC_NAMES
 from monitor.results import ColumnDrift, Performance, Statistic
 
 _NAMED = 3  # columns a title names
-_STATISTICS = {"psi": "PSI", "js": "JS", "hellinger": "Hellinger", "tv": "TV", "wasserstein": "W1",
+STATISTICS = {"psi": "PSI", "js": "JS", "hellinger": "Hellinger", "tv": "TV", "wasserstein": "W1",
     "ks": "KS", "chi2": "χ²", "location": "location z", "spread": "spread z", "shape": "shape z",
     "tail": "tail z", "missing": "missing z", "levels": "categories z", "level": "one category z",
 }  # fmt: skip
@@ -33,33 +33,35 @@ def _ratio(statistic: Statistic) -> float:
 
 
 def drift_title(drift: Sequence[ColumnDrift]) -> str:
-    """`4 of 11 columns drifted: age (KS 0.412, line 0.121), …`, the farthest first."""
+    """`4 of 11 columns drifted: age (location z 7.1, line 5.0, over the last 4 h), …`, the farthest
+    first."""
     ranked = ranked_columns(drift)
     measured = sum(not column.why for column in drift)
-    named = ", ".join(f"{c.column} ({_told(_strongest(c))})" for c in ranked[:_NAMED])
+    named = ", ".join(f"{c.column} ({told(_strongest(c))})" for c in ranked[:_NAMED])
     more = f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""
     return f"{len(ranked)} of {measured} columns drifted: {named}{more}"
 
 
 def drift_text(ranked: Sequence[ColumnDrift]) -> str:
     """Every statistic of the five farthest columns, each beside its line."""
-    told = []
+    lines = []
     for column in ranked[:5]:
-        numbers = ", ".join(_told(s) for s in column.statistics if s.value is not None)
-        told.append(f"{column.column}: {numbers}, n {column.n:,}")
-    return ". ".join(told)
+        numbers = ", ".join(told(s) for s in column.statistics if s.value is not None)
+        lines.append(f"{column.column}: {numbers}, n {column.n:,}")
+    return ". ".join(lines)
 
 
 def _strongest(column: ColumnDrift) -> Statistic:
     return max((s for s in column.statistics if s.name in DECIDING), key=_ratio)
 
 
-def _told(statistic: Statistic) -> str:
-    name = _STATISTICS.get(statistic.name, statistic.name)
-    told = f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+def told(statistic: Statistic) -> str:
+    """`location z 7.10, line 5.00, over the last 4 h`."""
+    name = STATISTICS.get(statistic.name, statistic.name)
+    text = f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
     if statistic.over_s is None:
-        return told
-    return f"{told} over {spell(timedelta(seconds=statistic.over_s))}"
+        return text
+    return f"{text}, over the last {spell(timedelta(seconds=statistic.over_s))}"
 
 
 def loss_title(performance: Performance) -> str:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shelflife.client import Client as Client
-    from shelflife.compare import compare as compare
+    from shelflife.comparison import compare as compare
     from shelflife.register import register as register
 
 __all__ = ["Client", "__version__", "compare", "register"]
 __version__ = "0.1.0"
-_HOMES = {"Client": "client", "compare": "compare", "register": "register"}
+_HOMES = {"Client": "client", "compare": "comparison", "register": "register"}
 
 
 def __getattr__(name: str) -> Any:

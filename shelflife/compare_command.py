@@ -12,7 +12,7 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from monitor.results import ColumnDrift
 from shelflife.cli import DRIFT, OK
-from shelflife.compare import Comparison, compare, html
+from shelflife.comparison import Comparison, compare, html
 
 _HEAD = ("column", "kind", "n", "missing", "verdict", "PSI", "JS", "W1", "KS", "χ²")
 _EFFECTS = ("psi", "js", "wasserstein", "ks", "chi2")

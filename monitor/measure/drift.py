@@ -1,18 +1,8 @@
 """How a window differs from the baseline, column by column.
 
-Two kinds of numbers. Effect sizes say how much, each beside the line that chance would cross:
-
-psi           sum over cells of (q - p) ln(q / p), a share of zero taken as 1e-4
-js            Jensen–Shannon distance, sqrt(JS divergence), natural logarithm (scipy's)
-hellinger     sqrt(1 - sum of sqrt(p q))
-tv            total variation, half the sum of |q - p|
-wasserstein   first Wasserstein distance of the rows themselves over the baseline's sd
-ks            two-sample Kolmogorov–Smirnov statistic of the rows themselves
-chi2          two-sample chi-squared statistic against pooled shares, thin levels pooled
-
-Definitions are Evidently's where both have the method (0.7.23: `legacy/calculations/stattests`), on
-cells that the baseline fixed once instead of bins laid over both samples. They never decide: PSI
-fires far too often on small windows, and one value of a million is enough for Wasserstein.
+Effect sizes (`monitor.measure.effects`) say how much, each beside the line that chance would
+cross. They never decide: PSI fires far too often on small windows, and one value of a million is
+enough for Wasserstein.
 
 The calibrated tests of `monitor.measure.alarms` decide, on counts, at every time scale of the
 window; the strongest one of a column is shown as a z value beside its line: `location`, `spread`,
@@ -29,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from scipy import special
 
-from monitor.measure import alarms, pvalues, tally, thresholds
+from monitor.measure import alarms, effects, pvalues, tally, thresholds
 from monitor.measure.calibration import Reference, Spread
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.results import ColumnDrift, Statistic
@@ -37,67 +27,9 @@ from monitor.results import ColumnDrift, Statistic
 QUARTER = timedelta(days=90)
 _MOST_PARTS = 512
 MOST_SORTED = 100_000  # rows of a window that Wasserstein and Kolmogorov–Smirnov look at
-_FLOOR = 1e-4  # share given to an empty cell in PSI, as Evidently does
 _NUMBER_NAMES: tuple[str, ...] = ("location", "spread", "shape", "tail", "tail", "missing")
 _LEVEL_NAMES: tuple[str, ...] = ("levels", "level", "missing")
 DECIDING = ("location", "spread", "shape", "tail", "missing", "levels", "level")
-
-
-def psi(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Population stability index of two vectors of counts over the same cells."""
-    q, p = window / window.sum(), baseline / baseline.sum()
-    seen = (window + baseline) > 0
-    q, p = np.maximum(q[seen], _FLOOR), np.maximum(p[seen], _FLOOR)
-    return float(((q - p) * np.log(q / p)).sum())
-
-
-def jensen_shannon(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Jensen–Shannon distance in nats^½, 0 … sqrt(ln 2), of two vectors of counts."""
-    q, p = window / window.sum(), baseline / baseline.sum()
-    middle = (q + p) / 2
-    divergence = (_relative_entropy(q, middle) + _relative_entropy(p, middle)) / 2
-    return float(np.sqrt(max(divergence, 0.0)))
-
-
-def _relative_entropy(a: np.ndarray, b: np.ndarray) -> float:
-    filled = a > 0
-    return float((a[filled] * np.log(a[filled] / b[filled])).sum())
-
-
-def hellinger(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Hellinger distance, 0 … 1, of two vectors of counts."""
-    q, p = window / window.sum(), baseline / baseline.sum()
-    return float(np.sqrt(max(1 - np.sqrt(q * p).sum(), 0.0)))
-
-
-def total_variation(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Total variation distance, 0 … 1, of two vectors of counts."""
-    return float(np.abs(window / window.sum() - baseline / baseline.sum()).sum() / 2)
-
-
-def ks(baseline: np.ndarray, window: np.ndarray) -> float:
-    """Two-sample Kolmogorov–Smirnov statistic of two ascending samples; exact with ties.
-
-    The largest gap lies at a value of the window or just below one, so only those are looked at:
-    O(n log m) with a presorted baseline of m rows.
-    """
-    m, n = len(baseline), len(window)
-    gaps = [
-        np.searchsorted(window, window, side) / n - np.searchsorted(baseline, window, side) / m
-        for side in ("left", "right")
-    ]
-    return float(np.abs(gaps).max())
-
-
-def wasserstein(baseline: np.ndarray, window: np.ndarray) -> float:
-    """First Wasserstein distance of two ascending samples, in their own unit (scipy's)."""
-    values = np.concatenate([baseline, window])
-    values.sort(kind="stable")  # two ascending runs: a merge
-    at = values[:-1]
-    p = np.searchsorted(baseline, at, "right") / len(baseline)
-    q = np.searchsorted(window, at, "right") / len(window)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float((np.abs(q - p) * np.diff(values)).sum())
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -341,11 +273,11 @@ def _counted(
     phi = spread.loc if profile.numeric else spread.levels
     line = thresholds.psi_line(n, m, filled, alpha, phi)
     found = [
-        _judged("psi", psi(window, baseline), line),
-        _judged("js", jensen_shannon(window, baseline), thresholds.js_line(line)),
+        _judged("psi", effects.psi(window, baseline), line),
+        _judged("js", effects.jensen_shannon(window, baseline), thresholds.js_line(line)),
         # Near equality Hellinger's square and the JS divergence are both PSI / 8.
-        _judged("hellinger", hellinger(window, baseline), thresholds.js_line(line)),
-        _judged("tv", total_variation(window, baseline), None, "shown without a line"),
+        _judged("hellinger", effects.hellinger(window, baseline), thresholds.js_line(line)),
+        _judged("tv", effects.total_variation(window, baseline), None, "shown without a line"),
     ]
     w, r = window.astype(np.float64), baseline.astype(np.float64)
     if profile.numeric:
@@ -375,7 +307,7 @@ def _ranked(
         why = "the reference sample has no value in this column"
         return [_unknown("wasserstein", why), _unknown("ks", why)]
     n, m = len(window), len(sample)
-    distance = wasserstein(sample, window) / profile.sd if profile.sd else np.nan
+    distance = effects.wasserstein(sample, window) / profile.sd if profile.sd else np.nan
     mean, sd = w1 or (None, None)
     limit = thresholds.wasserstein_line(n, m, alpha, mean, sd, phi)
     why = "the baseline is constant" if profile.sd == 0 else "the values are too large for it"
@@ -383,7 +315,7 @@ def _ranked(
         _judged("wasserstein", distance, limit)
         if np.isfinite(distance)
         else _unknown("wasserstein", why),
-        _judged("ks", ks(sample, window), thresholds.ks_line(n, m, alpha, phi)),
+        _judged("ks", effects.ks(sample, window), thresholds.ks_line(n, m, alpha, phi)),
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from monitor.measure import drift
+from monitor.measure import drift, effects
 from monitor.measure.calibration import Reference, calibrate
 from monitor.measure.profile import ColumnProfile, Values, profile_column, read_values
 from monitor.measure.pvalues import level_statistic
@@ -32,10 +32,10 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_ks_and_wasserstein_are_scipys(name: str) -> None:
     reference, window = map(np.sort, SAMPLES[name])
-    assert drift.ks(reference, window) == pytest.approx(
+    assert effects.ks(reference, window) == pytest.approx(
         stats.ks_2samp(reference, window, method="asymp").statistic, abs=1e-9
     )
-    assert drift.wasserstein(reference, window) == pytest.approx(
+    assert effects.wasserstein(reference, window) == pytest.approx(
         stats.wasserstein_distance(reference, window), rel=1e-9, abs=1e-9
     )
 
@@ -43,20 +43,20 @@ def test_ks_and_wasserstein_are_scipys(name: str) -> None:
 def test_jensen_shannon_is_scipys_distance() -> None:
     for _ in range(20):
         window, baseline = RNG.poisson(3, 12), RNG.poisson(40, 12)
-        assert drift.jensen_shannon(window, baseline) == pytest.approx(
+        assert effects.jensen_shannon(window, baseline) == pytest.approx(
             jensenshannon(window, baseline), abs=1e-9
         )
-    assert drift.jensen_shannon(np.array([5, 0]), np.array([0, 9])) == pytest.approx(
+    assert effects.jensen_shannon(np.array([5, 0]), np.array([0, 9])) == pytest.approx(
         math.sqrt(math.log(2))
     )
 
 
 def test_psi_by_hand() -> None:
     # q = (.5, .3, .2), p = (.4, .4, .2): .1 ln 1.25 + (-.1) ln .75 + 0
-    value = drift.psi(np.array([50, 30, 20]), np.array([400, 400, 200]))
+    value = effects.psi(np.array([50, 30, 20]), np.array([400, 400, 200]))
     assert value == pytest.approx(0.1 * math.log(1.25) + 0.1 * math.log(4 / 3), abs=1e-12)
     # An empty cell counts as 1e-4: (.5 - 1e-4) ln(.5 / 1e-4) + (.5 - 1) ln .5
-    value = drift.psi(np.array([50, 50, 0]), np.array([0, 100, 0]))
+    value = effects.psi(np.array([50, 50, 0]), np.array([0, 100, 0]))
     assert value == pytest.approx(0.4999 * math.log(5000) + 0.5 * math.log(2), abs=1e-12)
 
 
@@ -228,8 +228,8 @@ def test_a_reference_sample_without_the_column_still_has_counts() -> None:
 def test_hellinger_and_total_variation_by_hand() -> None:
     window, baseline = np.array([50, 50, 0]), np.array([10, 30, 60])
     overlap = math.sqrt(0.5 * 0.1) + math.sqrt(0.5 * 0.3)
-    assert drift.hellinger(window, baseline) == pytest.approx(math.sqrt(1 - overlap))
-    assert drift.total_variation(window, baseline) == pytest.approx(0.6)
+    assert effects.hellinger(window, baseline) == pytest.approx(math.sqrt(1 - overlap))
+    assert effects.total_variation(window, baseline) == pytest.approx(0.6)
 
 
 def test_the_test_that_decided_names_the_change() -> None:

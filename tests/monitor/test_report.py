@@ -47,7 +47,7 @@ def frame(n: int, shift: float) -> pd.DataFrame:
 
 
 def ours(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, float]:
-    from monitor.measure import drift
+    from monitor.measure import effects
     from monitor.measure.profile import count, profile_column, read_values
 
     def counts(column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +59,9 @@ def ours(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, float]:
     window, baseline = counts("in:country")
     age = np.sort(reference["in:age"].to_numpy()), np.sort(current["in:age"].to_numpy())
     return {
-        "js": drift.jensen_shannon(window, baseline),
-        "psi": drift.psi(window, baseline),
-        "wasserstein": drift.wasserstein(*age) / age[0].std(),
+        "js": effects.jensen_shannon(window, baseline),
+        "psi": effects.psi(window, baseline),
+        "wasserstein": effects.wasserstein(*age) / age[0].std(),
     }
 
 

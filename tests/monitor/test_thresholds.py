@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monitor.measure import drift, thresholds
+from monitor.measure import thresholds
 
 
 def test_lines_are_the_quantiles_they_say() -> None:
@@ -49,7 +49,7 @@ def test_wasserstein_line_of_a_normal_column() -> None:
     line = thresholds.wasserstein_line(300, 3000, 1e-2, *null)
     assert line is not None
     alarms = sum(
-        drift.wasserstein(np.sort(rng.normal(size=3000)), np.sort(rng.normal(size=300))) > line
+        effects.wasserstein(np.sort(rng.normal(size=3000)), np.sort(rng.normal(size=300))) > line
         for _ in range(2000)
     )
     assert 0.3 <= alarms / 2000 / 1e-2 <= 2.5

@@ -18,26 +18,22 @@ import numpy as np
 from msgspec import Struct
 
 from core.errors import InputError
-from core.spec import Kind
 from monitor.measure import drift, tally
 from monitor.measure.calibration import Reference, calibrate
 from monitor.measure.profile import (
     ColumnProfile,
     Values,
-    code_numbers,
-    code_strings,
     count,
-    is_numeric,
     profile_column,
 )
 from monitor.results import ColumnDrift
+from shelflife.tables import columns_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ERROR_RATE = 0.05
 _ONCE = timedelta(days=90)  # one look in the quarter that a budget counts in
-_AT_ONCE = 200_000  # rows of a file up to which it is read whole
 _EFFECTS = ("psi", "js", "wasserstein", "ks", "chi2")
 
 
@@ -133,7 +129,7 @@ class Prepared:
         for name in table.column_names:
             if columns is not None and name not in columns:
                 continue
-            for key, kind, values in _columns_of(table, name, table):
+            for key, kind, values in columns_of(table, name, table):
                 profile = profile_column(key, "input", kind, values)
                 self._profiles.append(profile)
                 read[profile.key] = values
@@ -148,7 +144,7 @@ class Prepared:
     @classmethod
     def of(cls, reference: Any, *, columns: Sequence[str] | None = None) -> Prepared:
         """Read and count the reference (see `compare`)."""
-        table = _table("reference", reference)
+        table = table_of("reference", reference)
         if not table.num_rows:
             raise InputError("reference", "0 rows", "at least one row")
         return cls(table, columns)
@@ -159,7 +155,7 @@ class Prepared:
         """Compare one sample with the reference (see `compare`)."""
         if not 0 < error_rate < 1:
             raise InputError("error_rate", error_rate, "a number between 0 and 1")
-        old, new = self._table, _table("current", current)
+        old, new = self._table, table_of("current", current)
         if not new.num_rows:
             raise InputError("current", "0 rows", "at least one row")
         names = _names(old, new, self._columns)
@@ -191,7 +187,7 @@ def _window(reference: Reference, old: Any, new: Any, names: Sequence[str]) -> d
     missing: dict[str, int] = {}
     profiles = {profile.key: profile for profile in layout.profiles}
     for name in names:
-        for key, _kind, values in _columns_of(new, name, old):
+        for key, _kind, values in columns_of(new, name, old):
             full = f"input:{key}"
             columns[full] = drift.column_of(values, full in numeric)
             if full in profiles:
@@ -214,74 +210,13 @@ def html(reference: Any, current: Any, path: Path) -> Path:
     from monitor.report import render
 
     old, new = (
-        _table(n, t).to_pandas() for n, t in (("reference", reference), ("current", current))
+        table_of(n, t).to_pandas() for n, t in (("reference", reference), ("current", current))
     )
     spec = infer_spec("compare", old, target="none", task="regression")
     old, new = (
         frame[[c for c in frame if c in spec.columns]].add_prefix("in:") for frame in (old, new)
     )
     return render(old, new, spec, path, "Comparison")
-
-
-def _table(name: str, source: Any) -> Any:
-    """Any tabular thing as an Arrow table; strings of a file come as dictionaries."""
-    import pyarrow as pa
-
-    if isinstance(source, str | Path):
-        return _file(name, Path(source))
-    if isinstance(source, pa.Table):
-        return source
-    try:
-        if hasattr(source, "__arrow_c_stream__"):
-            return pa.table(source)
-        if type(source).__module__.startswith("pandas"):
-            return pa.Table.from_pandas(source, preserve_index=False)
-        return pa.table(dict(source))
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        wanted = "a file, or a pandas, polars or pyarrow frame whose columns have one type each"
-        raise InputError(name, f"{type(source).__name__} ({error})", wanted) from None
-
-
-def _file(name: str, path: Path) -> Any:
-    import pyarrow as pa
-
-    if not path.is_file():
-        raise InputError(name, str(path), "a Parquet or CSV file that exists")
-    try:
-        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            from pyarrow import csv
-
-            parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            return csv.read_csv(path, parse_options=parse)
-        file = _Parquet(path)
-        return file if file.num_rows > _AT_ONCE else file.table()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(name, str(path), f"a readable Parquet or CSV file ({error})") from None
-
-
-class _Parquet:
-    """A Parquet file whose columns are read one at a time, strings as dictionaries."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        schema = parquet.read_schema(path)
-        text = [f.name for f in schema if pa.types.is_string(f.type)]
-        self._file = parquet.ParquetFile(path, read_dictionary=text)
-        self.column_names = list(self._file.schema_arrow.names)
-        self.num_rows = int(self._file.metadata.num_rows)
-        self.schema = self._file.schema_arrow
-
-    def column(self, name: str) -> Any:
-        return self._file.read(columns=[name]).column(0)
-
-    def table(self) -> Any:
-        return self._file.read()
-
-    def to_pandas(self) -> pd.DataFrame:
-        frame: pd.DataFrame = self.table().to_pandas()
-        return frame
 
 
 def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
@@ -292,80 +227,6 @@ def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
     if absent:
         raise InputError("columns", absent, f"some of {known}")
     return list(wanted)
-
-
-def _columns_of(table: Any, name: str, old: Any) -> list[tuple[str, Kind, Values]]:
-    """A column of a table as values of the reference's kind; a moment as its hour and weekday."""
-    if name not in table.column_names:
-        return []
-    import pyarrow as pa
-
-    array = table.column(name)
-    kind_of = _type(old, name) if name in old.column_names else array.type
-    if pa.types.is_timestamp(kind_of) or pa.types.is_date(kind_of):
-        return _moment(name, array)
-    kind = _kind(kind_of)
-    if kind is None:  # nested or binary: there is no distribution to compare
-        rows = len(array)
-        present = np.zeros(rows, dtype=bool)
-        return [(name, "categorical", Values(np.empty(0), present, 0, rows, str(kind_of)))]
-    return [(name, kind, _values(kind, array))]
-
-
-def _type(table: Any, name: str) -> Any:
-    schema = table.schema
-    return schema.field(name).type
-
-
-def _kind(arrow: Any) -> Kind | None:
-    import pyarrow as pa
-
-    kind: Kind | None = None
-    if pa.types.is_boolean(arrow):
-        kind = "boolean"
-    elif pa.types.is_integer(arrow):
-        kind = "integer"
-    elif pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
-        kind = "numeric"
-    elif pa.types.is_dictionary(arrow):
-        kind = _kind(arrow.value_type)
-        kind = "categorical" if kind is None or not is_numeric(kind) else kind
-    elif pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_null(arrow):
-        kind = "categorical"
-    return kind
-
-
-def _values(kind: Kind, array: Any) -> Values:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    type_ = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    if is_numeric(kind) and (_kind(type_) in ("integer", "numeric")):
-        return code_numbers(array.cast(pa.float64()))
-    if kind == "boolean" and pa.types.is_boolean(type_):
-        found = code_strings(pc.if_else(array, "true", "false"))
-        assert found is not None  # noqa: S101 - strings are always coded
-        return found
-    if kind == "categorical" and (found := code_strings(array)) is not None:
-        return found
-    valid = array.is_valid().to_numpy() if array.null_count else np.ones(len(array), dtype=bool)
-    wrong = int(valid.sum())
-    example = array[int(valid.argmax())].as_py() if wrong else None
-    nothing = np.empty(0, dtype=np.float64 if is_numeric(kind) else np.intp)
-    return Values(nothing, np.zeros(len(array), dtype=bool), len(array) - wrong, wrong, example)
-
-
-def _moment(name: str, array: Any) -> list[tuple[str, Kind, Values]]:
-    """Moments always move on; what can be compared is when in the day and the week they fall."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not (pa.types.is_timestamp(array.type) or pa.types.is_date(array.type)):
-        return [(f"{name} (weekday)", "integer", _values("integer", array))]
-    found: list[tuple[str, Kind, Values]] = []
-    if pa.types.is_timestamp(array.type):
-        found.append((f"{name} (hour)", "integer", _values("integer", pc.hour(array))))
-    return [*found, (f"{name} (weekday)", "integer", _values("integer", pc.day_of_week(array)))]
 
 
 def _strength(column: ColumnDrift) -> float:
