@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monitor.measure import thresholds
+from monitor.measure import effects, thresholds
 
 
 def test_lines_are_the_quantiles_they_say() -> None:
