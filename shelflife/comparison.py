@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from core.errors import InputError
 from monitor.measure import drift, tally
@@ -27,7 +27,7 @@ from monitor.measure.profile import (
     profile_column,
 )
 from monitor.results import ColumnDrift
-from shelflife.tables import columns_of, table_of
+from shelflife.tables import Columns, columns_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,15 +122,18 @@ class Prepared:
         reference: its counts, as the calibrated tests need them.
     """
 
-    def __init__(self, table: Any, columns: Sequence[str] | None) -> None:
+    def __init__(self, table: Columns, columns: Sequence[str] | None) -> None:
         self._table, self._columns = table, columns
         self._profiles: list[ColumnProfile] = []
         read: dict[str, Values] = {}
-        for name in table.column_names:
-            if columns is not None and name not in columns:
+        wanted = None if columns is None else set(columns)
+        for name in table.names:
+            if wanted is not None and name not in wanted:
                 continue
             for key, kind, values in columns_of(table, name, table):
                 profile = profile_column(key, "input", kind, values)
+                if values.invalid and not len(values.values):
+                    profile = structs.replace(profile, why=_unfit(values))
                 self._profiles.append(profile)
                 read[profile.key] = values
         counted = calibrate(self._profiles, read, seconds=None, part=None, window=None)
@@ -145,7 +148,7 @@ class Prepared:
     def of(cls, reference: Any, *, columns: Sequence[str] | None = None) -> Prepared:
         """Read and count the reference (see `compare`)."""
         table = table_of("reference", reference)
-        if not table.num_rows:
+        if not table.rows:
             raise InputError("reference", "0 rows", "at least one row")
         return cls(table, columns)
 
@@ -156,7 +159,7 @@ class Prepared:
         if not 0 < error_rate < 1:
             raise InputError("error_rate", error_rate, "a number between 0 and 1")
         old, new = self._table, table_of("current", current)
-        if not new.num_rows:
+        if not new.rows:
             raise InputError("current", "0 rows", "at least one row")
         names = _names(old, new, self._columns)
         budget = drift.Budget(false_alarms=error_rate, every=_ONCE, window=_ONCE, min_rows=min_rows)
@@ -167,20 +170,19 @@ class Prepared:
             _window(self.reference, old, new, names),
             budget,
         )
-        there, here = set(old.column_names), set(new.column_names)
         return Comparison(
-            reference_rows=old.num_rows,
-            current_rows=new.num_rows,
+            reference_rows=old.rows,
+            current_rows=new.rows,
             error_rate=error_rate,
             columns=tuple(sorted(found, key=lambda c: (not c.drifted, -_strength(c), c.column))),
-            only_reference=tuple(name for name in names if name in there - here),
-            only_current=tuple(name for name in names if name in here - there),
+            only_reference=tuple(name for name in names if name not in new),
+            only_current=tuple(name for name in names if name not in old),
         )
 
 
-def _window(reference: Reference, old: Any, new: Any, names: Sequence[str]) -> drift.Window:
+def _window(reference: Reference, old: Columns, new: Columns, names: Sequence[str]) -> drift.Window:
     """The current rows as one part, column by column: only one of them is in memory at a time."""
-    layout, rows = reference.layout, new.num_rows
+    layout, rows = reference.layout, new.rows
     numeric = {profile.key for profile in layout.numeric}
     counts: dict[str, np.ndarray] = {}
     columns: dict[str, drift.Column] = {}
@@ -219,13 +221,19 @@ def html(reference: Any, current: Any, path: Path) -> Path:
     return render(old, new, spec, path, "Comparison")
 
 
-def _names(old: Any, new: Any, wanted: Sequence[str] | None) -> list[str]:
-    known = list(dict.fromkeys([*old.column_names, *new.column_names]))
+def _unfit(values: Values) -> str:
+    of = f" of type {values.example}" if values.example else ""
+    return f"the reference's values{of} are neither numbers nor categories nor moments"
+
+
+def _names(old: Columns, new: Columns, wanted: Sequence[str] | None) -> list[str]:
+    known = list(dict.fromkeys([*old.names, *new.names]))
     if wanted is None:
         return known
-    absent = [name for name in wanted if name not in known]
+    absent = sorted(set(wanted) - set(known))
     if absent:
-        raise InputError("columns", absent, f"some of {known}")
+        some = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+        raise InputError("columns", absent, f"some of {some}")
     return list(wanted)
 
 
