@@ -14,7 +14,14 @@ import numpy as np
 
 from core.errors import InputError
 from core.spec import Kind
-from monitor.measure.profile import Values, code_numbers, code_strings, is_numeric, read_values
+from monitor.measure.profile import (
+    Values,
+    code_numbers,
+    code_strings,
+    is_numeric,
+    read_values,
+    validity,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,7 +197,12 @@ def _kind(arrow: Any) -> Kind | None:
     elif pa.types.is_dictionary(arrow):
         kind = _kind(arrow.value_type)
         kind = "categorical" if kind is None or not is_numeric(kind) else kind
-    elif pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_null(arrow):
+    elif (
+        pa.types.is_string(arrow)
+        or pa.types.is_large_string(arrow)
+        or pa.types.is_string_view(arrow)
+        or pa.types.is_null(arrow)
+    ):
         kind = "categorical"
     return kind
 
@@ -207,12 +219,12 @@ def _values(kind: Kind, array: Any) -> Values:
     if is_numeric(kind) and (_kind(type_) in ("integer", "numeric")):
         return code_numbers(array.cast(pa.float64()))
     if kind == "boolean" and pa.types.is_boolean(type_):
-        found = code_strings(pc.if_else(array, "true", "false"))
+        found = code_strings(pc.if_else(array, *map(pa.scalar, ("true", "false"))))
         assert found is not None  # noqa: S101 - strings are always coded
         return found
     if kind == "categorical" and (found := code_strings(array)) is not None:
         return found
-    valid = array.is_valid().to_numpy() if array.null_count else np.ones(len(array), dtype=bool)
+    valid = validity(array)
     wrong = int(valid.sum())
     example = array[int(valid.argmax())].as_py() if wrong else None
     nothing = np.empty(0, dtype=np.float64 if is_numeric(kind) else np.intp)

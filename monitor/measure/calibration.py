@@ -22,6 +22,7 @@ from monitor.measure.variation import ScaleVariation
 
 _BLOCK_ROWS = 20  # of a base block, on average: fewer say little of its mean
 _MOST_BLOCKS = 4000
+MOST_CELLS = 20_000_000  # of a table of blocks x columns x cells: 160 MB
 _PIECES = 16  # that a baseline is cut into when nobody says how long a check's part is
 
 
@@ -75,11 +76,15 @@ class Reference:
         place = self._place.get(key)
         if place is None:
             return Spread(1.0, 1.0, 1.0)
-        found, numbers = self.at(length, rows), len(self.layout.numeric)
+        # Of this column alone: asked for by every column, the whole scale would be quadratic.
+        blocks = length.total_seconds() / (self.calibration.block_s or 1.0)
+        found, factor = variation.carry(self.variation, blocks, rows)
+        numbers, missing = len(self.layout.numeric), 1 + (found.share[place] - 1) * factor
         if place < numbers:
             wide = max(found.loc[place], found.scale_[place])
-            return Spread(wide, found.bins[place], found.share[place])
-        return Spread(1.0, found.levels[place - numbers], found.share[place])
+            bins = found.bins[place]
+            return Spread(1 + (wide - 1) * factor, 1 + (bins - 1) * factor, missing)
+        return Spread(1.0, 1 + (found.levels[place - numbers] - 1) * factor, missing)
 
 
 def calibrate(
@@ -106,7 +111,7 @@ def calibrate(
         for profile in layout.numeric
         if (found := wasserstein_null(columns[profile.key].values, profile.sd)) is not None
     }
-    cut = None if seconds is None or not layout.profiles else _cut(seconds, part, window)
+    cut = None if seconds is None or not layout.profiles else _cut(layout, seconds, part, window)
     if cut is None:
         return Calibration(rows=rows, strata=_pack(_whole(layout, columns, rows)), w1=w1)
     length, block, blocks = cut
@@ -144,7 +149,7 @@ def provisional(calibration: Calibration, window: timedelta) -> str:
 
 
 def _cut(
-    seconds: np.ndarray, part: timedelta | None, window: timedelta | None
+    layout: Layout, seconds: np.ndarray, part: timedelta | None, window: timedelta | None
 ) -> tuple[float, np.ndarray, int] | None:
     """Length of the base blocks (s), each row's block (-1: no time), and how many there are.
 
@@ -160,7 +165,8 @@ def _cut(
         return None
     length = part.total_seconds() if part else span / _PIECES * (1 + 1e-9)
     rows = float(known.sum())
-    while span / length > _MOST_BLOCKS or rows / max(span / length, 1.0) < _BLOCK_ROWS:
+    most = min(_MOST_BLOCKS, MOST_CELLS // max(len(layout.numeric) * layout.cells, 1))
+    while span / length > max(most, LEAST) or rows / max(span / length, 1.0) < _BLOCK_ROWS:
         length *= 2
     if window is not None and length > window.total_seconds():
         length = window.total_seconds()

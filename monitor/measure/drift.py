@@ -20,7 +20,7 @@ from msgspec import Struct
 from scipy import special
 
 from monitor.measure import alarms, effects, pvalues, tally, thresholds
-from monitor.measure.calibration import Reference, Spread
+from monitor.measure.calibration import MOST_CELLS, Reference, Spread
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.results import ColumnDrift, Statistic
 
@@ -81,7 +81,7 @@ def window_of(
         seconds: float64 (rows,), event time in seconds since 1970.
     """
     layout = reference.layout
-    length, parts = _parts(budget)
+    length, parts = _parts(layout, budget)
     # Oldest first; a row of exactly the window's age belongs to the oldest part.
     part = parts - 1 - np.minimum(np.maximum(ages, 0.0) // length.total_seconds(), parts - 1)
     place = part.astype(np.intp)
@@ -155,7 +155,7 @@ def _per_column(layout: tally.Layout, total: tally.Tally) -> dict[str, np.ndarra
 
 def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
     layout, rows = reference.layout, float(window.counts.rows.sum())
-    length, parts = _parts(budget)
+    length, parts = _parts(layout, budget)
     scales = alarms.scales_for(parts, rows / parts)
     found = alarms.windows(window.counts, window.mix, scales)
     checks = max(QUARTER / budget.every, 1.0)
@@ -174,10 +174,11 @@ def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
     return _Verdicts(_strongest(reference, looks, length), alphas[-1])
 
 
-def _parts(budget: Budget) -> tuple[timedelta, int]:
+def _parts(layout: tally.Layout, budget: Budget) -> tuple[timedelta, int]:
     """Length and number of the window's parts: one a check, or more where that makes too many."""
     length = min(budget.every, budget.window)
-    while budget.window / length > _MOST_PARTS:
+    most = min(_MOST_PARTS, MOST_CELLS // max(len(layout.numeric) * layout.cells, 1))
+    while budget.window / length > max(most, 1):
         length *= 2
     return length, max(round(budget.window / length), 1)
 

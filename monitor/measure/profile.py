@@ -164,26 +164,52 @@ def code_strings(array: Any) -> Values | None:
     if not pa.types.is_dictionary(array.type):
         if not _text(array.type):
             return None
+        if pa.types.is_string_view(array.type):  # polars'; Arrow cannot encode it
+            array = array.cast(pa.large_string())
         array = array.dictionary_encode()
     if not _text(array.type.value_type):
         return None
-    present = array.is_valid().to_numpy(zero_copy_only=False)
-    codes = array.indices.drop_null().to_numpy(zero_copy_only=False).astype(np.intp)
+    present = validity(array)
+    codes = _plain(array.indices.drop_null()).astype(np.intp)
     names = tuple(array.dictionary.to_pylist())
     return Values(codes, present, int((~present).sum()), 0, names=names)
 
 
 def code_numbers(array: Any) -> Values:
     """An Arrow array of numbers as float64 values."""
-    raw = array.to_numpy() if hasattr(array, "chunks") else array.to_numpy(zero_copy_only=False)
-    return _finite(raw.astype(np.float64, copy=False))
+    import pyarrow as pa
+
+    return _finite(_plain(array.cast(pa.float64()).fill_null(pa.scalar(np.nan, pa.float64()))))
+
+
+def validity(array: Any) -> np.ndarray:
+    """Which entries of an Arrow array are not null, bool."""
+    import pyarrow as pa
+
+    return _plain(array.is_valid().cast(pa.uint8())).astype(bool)
+
+
+def _plain(array: Any) -> np.ndarray:
+    """An Arrow array of numbers without nulls, as NumPy's. Arrow's own `to_numpy` imports pandas
+    where it is installed, which costs half a second."""
+    import pyarrow as pa
+
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if not len(array):
+        return np.empty(0)
+    found: np.ndarray = np.from_dlpack(array)
+    return found
 
 
 def _text(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
     )
 
 

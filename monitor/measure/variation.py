@@ -307,15 +307,23 @@ def _round(values: np.ndarray | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{max(value, 1.0):.4g}") for value in values)
 
 
+def carry(
+    known: Sequence[ScaleVariation], scale: float, rows: float
+) -> tuple[ScaleVariation, float]:
+    """The nearest known scale, and what its φ - 1 is to be multiplied by (see `at`)."""
+    nearest = min(known, key=lambda each: abs(np.log(max(scale, 1e-9) / each.scale)))
+    factor = max(rows, 1.0) / max(nearest.rows, 1.0)
+    return nearest, 1.0 if nearest.blocks == 0 or abs(factor - 1) < 0.02 else factor
+
+
 def at(known: Sequence[ScaleVariation], scale: float, rows: float) -> ScaleVariation:
     """φ of a window of another length or with other traffic than the baseline's blocks.
 
     The nearest known scale, carried to the window's rows by the design effect: what a block's
     rows share adds a fixed variance to their mean, however many they are, so φ - 1 grows with n.
     """
-    nearest = min(known, key=lambda each: abs(np.log(max(scale, 1e-9) / each.scale)))
-    factor = max(rows, 1.0) / max(nearest.rows, 1.0)
-    if nearest.blocks == 0 or abs(factor - 1) < 0.02:
+    nearest, factor = carry(known, scale, rows)
+    if factor == 1:
         return nearest
 
     def carried(values: tuple[float, ...]) -> tuple[float, ...]:
