@@ -4,8 +4,9 @@
 
 No model and no log: counts go through the code that a check runs (`monitor.measure`). Promised are
 `PROMISED` alarms a quarter, so that they can be counted; an alarm that lasts is one episode. Beside
-it, Evidently's default rule (its own package, its default test and threshold per column) on the same
-rows, where an alarm is a column called drifted in one look. All seeds are `SEED` and the case's place.
+it, Evidently's default rule (its own package, its default test and threshold per column) on the
+same rows, where an alarm is a column called drifted in one look. All seeds are `SEED` and the
+case's place. NannyML's package is not run.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def evidently(base: Columns, window: Columns) -> int:
 def wave(
     rng: np.random.Generator, first: int, hours: int, n: int, wandering: bool
 ) -> tuple[Columns, np.ndarray]:
-    """Ten columns with a day's and a weekend's wave; with `wandering`, an hourly AR(1) of .9 too."""
+    """Ten columns with a day's and a weekend's wave; `wandering` adds an hourly AR(1) of .9."""
     when = np.arange(first, first + hours)
     weekend = (when // 24 + 3) % 7 >= 5
     level = np.repeat((0.5 * np.sin(2 * np.pi * when / 24) + 0.3 * weekend)[:, None], 10, axis=1)
@@ -207,7 +208,9 @@ def over_time(wandering: bool | None, days: int, repeats: int, n: int = 50) -> t
     for repeat in range(repeats):
         rng = np.random.default_rng([SEED, 7, days, repeat, int(wandering or 0)])
 
-        def make(first: int, hours: int) -> tuple[Columns, np.ndarray]:
+        def make(
+            first: int, hours: int, rng: np.random.Generator = rng
+        ) -> tuple[Columns, np.ndarray]:
             if wandering is None:
                 rows = {f"x{j}": rng.normal(size=hours * n) for j in range(10)}
                 return rows, np.repeat(np.arange(first, first + hours), n) * 3600.0
@@ -227,7 +230,7 @@ def over_time(wandering: bool | None, days: int, repeats: int, n: int = 50) -> t
 
 
 def shuffled(path: Path, repeats: int, n: int = 200, m: int = 3000) -> tuple[float, float, float]:
-    """A real stream with its rows shuffled: any alarm is false. Also Evidently's per 100 columns."""
+    """A real stream with its rows shuffled: any alarm is false. Third, Evidently's per 100."""
     frame = pd.read_parquet(path)
     kept: Columns = {}
     for name in frame:
@@ -285,8 +288,9 @@ SHIFTS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def delay(name: str, repeats: int, *, n: int, m: int, hourly: bool) -> tuple[float, float]:
-    """(median checks until found, share found in the first window), one false alarm a quarter of 40
-    columns promised. Only the shifted column is drawn; the others cost their share of the budget."""
+    """(median checks until found, share found in the first window), at one false alarm a quarter
+    promised for 40 columns. Only the shifted column is drawn; the others cost their share of the
+    budget."""
     found = []
     longest, checks = (168, QUARTER_HOURS) if hourly else (1, 90)
     ahead = longest - 1

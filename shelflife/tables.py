@@ -16,6 +16,7 @@ from core.errors import InputError
 from core.spec import Kind
 from monitor.measure.profile import (
     Values,
+    code_booleans,
     code_numbers,
     code_strings,
     is_numeric,
@@ -209,7 +210,6 @@ def _kind(arrow: Any) -> Kind | None:
 
 def _values(kind: Kind, array: Any) -> Values:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if isinstance(array, list):
         import pandas as pd
@@ -219,9 +219,7 @@ def _values(kind: Kind, array: Any) -> Values:
     if is_numeric(kind) and (_kind(type_) in ("integer", "numeric")):
         return code_numbers(array.cast(pa.float64()))
     if kind == "boolean" and pa.types.is_boolean(type_):
-        found = code_strings(pc.if_else(array, *map(pa.scalar, ("true", "false"))))
-        assert found is not None  # noqa: S101 - strings are always coded
-        return found
+        return code_booleans(array)
     if kind == "categorical" and (found := code_strings(array)) is not None:
         return found
     valid = validity(array)

@@ -179,7 +179,21 @@ def code_numbers(array: Any) -> Values:
     """An Arrow array of numbers as float64 values."""
     import pyarrow as pa
 
-    return _finite(_plain(array.cast(pa.float64()).fill_null(pa.scalar(np.nan, pa.float64()))))
+    known = _plain(array.drop_null().cast(pa.float64()))
+    if len(known) == len(array):
+        return _finite(known)
+    raw = np.full(len(array), np.nan)
+    raw[validity(array)] = known
+    return _finite(raw)
+
+
+def code_booleans(array: Any) -> Values:
+    """An Arrow array of booleans as codes."""
+    import pyarrow as pa
+
+    codes = _plain(array.drop_null().cast(pa.uint8())).astype(np.intp)
+    present = validity(array)
+    return Values(codes, present, int((~present).sum()), 0, names=_TRUTH)
 
 
 def validity(array: Any) -> np.ndarray:
@@ -190,8 +204,8 @@ def validity(array: Any) -> np.ndarray:
 
 
 def _plain(array: Any) -> np.ndarray:
-    """An Arrow array of numbers without nulls, as NumPy's. Arrow's own `to_numpy` imports pandas
-    where it is installed, which costs half a second."""
+    """An Arrow array of numbers without nulls, as NumPy's. Arrow's own `to_numpy`, and any
+    scalar, import pandas where it is installed, which costs half a second."""
     import pyarrow as pa
 
     if isinstance(array, pa.ChunkedArray):
