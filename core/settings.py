@@ -19,12 +19,15 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_retrain import Count as Count
+from core.settings_retrain import Duration as Duration
+from core.settings_retrain import GateSettings as GateSettings
+from core.settings_retrain import Guardrail as Guardrail
+from core.settings_retrain import Positive as Positive
+from core.settings_retrain import SearchSettings as SearchSettings
+from core.settings_retrain import Share as Share
 from core.spec import NAME, Metric
 
-Duration = Annotated[str, Meta(pattern=times.DURATION)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -40,19 +43,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
-
-
-class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a candidate counts as better."""
-
-    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
-    """One-sided confidence that the candidate's loss is lower than the champion's."""
-    min_rows: Annotated[int, Meta(ge=20)] = 200
-    """Labelled rows, newer than any training row, that the comparison needs."""
-    max_rows: Annotated[int, Meta(ge=20)] = 1000
-    """At most this many of the newest labelled rows are held out for it."""
-    holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
-    """Share of the labelled rows held out, within those two bounds."""
 
 
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,8 +61,27 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     this since the promotion is worth a run."""
     rows: Count = 0
     """Train on at most this many of the newest rows; 0 takes the whole history."""
+    windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (
+        "recent",
+        "all",
+        "since_change",
+        "blend",
+    )
+    """Stretches of history that compete on the newest training rows; one name: no competition.
+    `decay`: all rows, older ones weighing less; `blend`: the average of the models of `recent` and
+    `all`, which costs twice the time per prediction."""
+    recent_rows: Count = 0
+    """Rows of the window `recent`; 0 takes as many as the first version was registered with."""
+    source: str = ""
+    """Where labelled rows come from instead of the log: `package.module:function`, a Parquet file
+    or folder, or `sql:env:NAME` (a database URL) with `source_query`."""
+    source_query: str = ""
+    """SELECT with the columns id, time, label_time, the target and the inputs."""
+    source_environment: tuple[str, ...] = ()
+    """Environment variables that a source function may see; others are kept from it."""
     trainer: str = ""
     """`package.module:function` instead of refitting the champion's own pipeline."""
+    search: SearchSettings = field(default_factory=SearchSettings)
     time_limit: Duration = "1h"
     memory_limit_gb: Positive = 8.0
     watch: Duration = "60d"
@@ -138,6 +147,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
+    commit_within: Duration = "10ms"
+    """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
     repeat_every: Duration = "7d"
@@ -173,6 +184,21 @@ class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Threads a model may use for one prediction."""
 
 
+class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `/api/v1` takes of predictions and labels from elsewhere."""
+
+    max_body_mb: Positive = 8.0
+    """Largest body, before and after it is decompressed."""
+    max_rows: Annotated[int, Meta(ge=1)] = 20_000
+    """Most rows of one request; they are committed in one transaction, which others wait for."""
+    future: Duration = "10m"
+    """How far ahead of our clock an event time may be; later ones are refused."""
+    pair_within: Duration = "1h"
+    """How long half a CloudEvents pair waits for the other half before it counts as lost."""
+    read_within: Duration = "30s"
+    """How long a caller may take to send a body."""
+
+
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Port = 8501
@@ -206,6 +232,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Named in messages: staging, production, …"""
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     defaults: ModelSettings = field(default_factory=ModelSettings)

@@ -15,9 +15,11 @@ from core.settings import span
 from core.spec import ModelSpec
 from core.times import iso, utc
 from monitor.baseline import build, dump, reference_sample
+from retrain import gate_report
 from retrain.dataset import Account
 from retrain.gate import GateResult
 from retrain.job import TrainerResult, read_frame, read_inputs
+from retrain.rebuild import ROWS_FILE
 from retrain.run import RunContext, RunState
 
 if TYPE_CHECKING:
@@ -50,17 +52,19 @@ def register(
     folder, trust = context.folder(run.id) / "job", context.settings.trust_pickle
     if sha256_tree(folder / "model") != trained.model_sha256:
         raise UntrustedArtifact(f"run {run.id}: the trained model's file changed after the gate")
+    report = gate_report.begin(context, run, spec, trained, gate)
     version = context.registry.add(
         run.model,
         load_estimator(folder / "model", trust_pickle=trust),
         spec,
-        files=_files(context, run, spec, account, gate, at),
-        tags=_tags(run, account, gate),
+        files=_files(context, run, spec, account=account, trained=trained, gate=gate, at=at),
+        tags=_tags(run, account, trained, gate),
         metrics=_metrics(gate, trained),
         now=at,
         idempotency_key=run.id,
         trust_pickle=trust,
     )
+    gate_report.attach(context, version, report)
     # The registry wrote the estimator anew: what it keeps must be what was gated.
     kept = load_estimator(context.registry.fetch(version), trust_pickle=trust)
     again = predict(kept, spec, read_inputs(folder / "holdout.parquet", spec))
@@ -77,8 +81,11 @@ def _outputs(folder: Path, spec: ModelSpec) -> pd.DataFrame:
     return frame[[f"candidate:{name}" for name in spec.outputs]].set_axis(spec.outputs, axis=1)
 
 
-def _tags(run: RunState, account: Account, gate: GateResult) -> dict[str, str]:
+def _tags(
+    run: RunState, account: Account, trained: TrainerResult, gate: GateResult
+) -> dict[str, str]:
     return {
+        "shelflife.window": trained.choice.window.name if trained.choice else "all",
         "shelflife.gate": "passed" if gate.passed else "refused",
         "shelflife.run_id": run.id,
         "shelflife.trigger": run.trigger,
@@ -98,6 +105,8 @@ def _metrics(gate: GateResult, trained: TrainerResult) -> dict[str, float]:
         "holdout_rows": float(gate.n),
         "train_rows": float(trained.rows),
         "fit_seconds": trained.seconds,
+        "fits": float(trained.fits),
+        "latency_ms": trained.latency_ms,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -106,7 +115,9 @@ def _files(
     context: RunContext,
     run: RunState,
     spec: ModelSpec,
+    *,
     account: Account,
+    trained: TrainerResult,
     gate: GateResult,
     at: datetime,
 ) -> dict[str, bytes]:
@@ -150,5 +161,7 @@ def _files(
         "reference.parquet": buffer.getvalue(),
         "gate.json": msgspec.json.encode(gate),
         "dataset.json": msgspec.json.encode(account),
+        "training.json": msgspec.json.encode(trained),
+        ROWS_FILE: (folder / ROWS_FILE).read_bytes(),
         "train.log": (folder / "job" / "train.log").read_bytes(),
     }

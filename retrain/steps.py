@@ -25,12 +25,24 @@ from core.times import iso, parse_time, spell
 from monitor import baseline
 from monitor.log.privacy import not_logged
 from registry.promotion import observe, promote
+from retrain import past
 from retrain import run as runs
 from retrain.dataset import Account, TooLittle, assemble
 from retrain.gate import GateResult, compare
-from retrain.job import Job, TrainerResult, read_frame, write_slice
+from retrain.gate_data import TrainingFacts
+from retrain.job import (
+    Job,
+    Progress,
+    TrainerResult,
+    read_frame,
+    read_inputs,
+    write_frame,
+    write_slice,
+)
+from retrain.rebuild import ROWS_FILE, name_rows
 from retrain.register import register
 from retrain.run import RunContext, RunState, StepName, fail_point
+from retrain.source import open_source
 from retrain.trainer import fit
 from retrain.wording import METRIC_WORDS, plural, rounded
 
@@ -114,16 +126,19 @@ def _dataset(context: RunContext, run: RunState, at: datetime, wall: datetime) -
     if hidden:  # it would learn from blanks or hashes, and be asked with the values themselves
         raise TooLittle(f"the log may not keep {', '.join(hidden)}, which {run.model} needs")
     # Labels known when the run was decided: repeated later, the step finds the same rows.
+    settings = context.settings.retrain
     data = assemble(
-        context.log,
+        context.log if not settings.source else open_source(context, spec, known_at=run.started),
         spec,
-        context.settings.retrain,
+        settings,
         known_at=run.started,
         after=_trained_until(context, run),
+        exclude=past.exclusions(context, run),
     )
     write_slice(folder / "job" / "train.parquet", data.train, labels=True)
     write_slice(folder / "job" / "holdout.parquet", data.holdout, labels=False)
     write_slice(folder / "holdout.parquet", data.holdout, labels=True)
+    write_frame(folder / ROWS_FILE, name_rows(data))
     fail_point("after_dataset")
     runs.end_step(context, run, "dataset", data.account, at=at)
     left = sum(data.account.left_out.values())
@@ -138,6 +153,7 @@ def _dataset(context: RunContext, run: RunState, at: datetime, wall: datetime) -
 def _train(context: RunContext, run: RunState, at: datetime, wall: datetime) -> bool:
     settings, folder = context.settings.retrain, context.folder(run.id) / "job"
     champion = context.registry.get(run.model, run.champion)
+    account = runs.result_of(context.ledger, run.id, "dataset", Account)
     cores = os.cpu_count() or 2
     job = Job(
         spec=_spec(context, run),
@@ -145,21 +161,38 @@ def _train(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
         trust_pickle=context.settings.trust_pickle,
         trainer=settings.trainer,
         user_folder=str((context.user_folder or Path.cwd()).resolve()),
-        dataset=runs.result_of(context.ledger, run.id, "dataset", Account).identity,
+        dataset=account.identity,
         threads=context.threads or max(1, cores // 2),
         memory_bytes=int(settings.memory_limit_gb * 1e9),
         time_limit_s=span(settings.time_limit).total_seconds(),
+        metric=context.settings.metric,
+        windows=account.windows,
+        past=past.past_scores(context, run),
+        judged_rows=account.holdout_rows,
+        search=settings.search,
     )
     write_atomic(folder / "job.json", msgspec.json.encode(job))
-    result = fit(folder.resolve(), time_limit=settings.time_limit, beat=context.beat)
+    result = fit(
+        folder.resolve(),
+        time_limit=settings.time_limit,
+        beat=context.beat,
+        progress=lambda found: _note_progress(context, run, found, at),
+    )
     fail_point("after_train")
     runs.end_step(context, run, "train", result, at=at)
+    chosen = f", window {result.choice.window.name}" if result.choice else ""
     context.tell(
         "train",
-        f"{result.estimator} fitted on {plural(result.rows, 'row')} in {result.seconds:.1f} s "
-        f"({result.peak_mb:,.0f} MB at most)",
+        f"{result.estimator} fitted on {plural(result.rows, 'row')}{chosen} in "
+        f"{result.seconds:.1f} s ({plural(result.fits, 'fit')}, {result.peak_mb:,.0f} MB at most)",
     )
     return True
+
+
+def _note_progress(context: RunContext, run: RunState, found: Progress, at: datetime) -> None:
+    """How far the training is, in the step's row until its result takes the place."""
+    text = msgspec.json.encode({"progress": found}).decode()
+    runs.note_step(context, run, "train", at=at, result=text)
 
 
 def _gate(context: RunContext, run: RunState, at: datetime, wall: datetime) -> bool:
@@ -177,6 +210,18 @@ def _gate(context: RunContext, run: RunState, at: datetime, wall: datetime) -> b
         metric=context.settings.metric,
         reproduces=trained.reproduces,
         label_range=(account.label_low, account.label_high),
+        inputs=read_inputs(folder / "holdout.parquet", spec),
+        facts=TrainingFacts(
+            trained_until=account.trained_until,
+            champion_until=_trained_until(context, run),
+            rows=trained.rows,
+            champion_rows=past.champion_rows(context, run),
+            window_won=trained.choice is not None,
+            swapped=trained.swapped,
+            latency_ms=trained.latency_ms,
+            champion_latency_ms=trained.champion_latency_ms,
+        ),
+        trivial=np.array(trained.trivial) if trained.trivial else None,
     )
     text = msgspec.json.encode(result)
     write_atomic(folder / "gate.json", text)

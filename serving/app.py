@@ -14,6 +14,7 @@ Source: Open Inference Protocol 2.0 REST, https://github.com/kserve/open-inferen
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -28,9 +29,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, shown
+from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, TooSlow, shown
 from core.ledger import Ledger
 from core.settings import Settings, span
+from core.times import plausible
 from monitor.log.records import Prediction, SampleLog
 from monitor.log.sample import kept
 from serving.backend import ModelFailed, ModelStats, Outputs
@@ -70,7 +72,8 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
     Attributes:
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
-            `unsampled` count rows, `failed` and `refused:<reason>` count requests.
+            `unsampled`, `late` (relaxed rows, committed after their bound) count rows, `failed`
+            and `refused:<reason>` count requests.
         log_waiting: rows not yet committed.
     """
 
@@ -93,6 +96,8 @@ class Serving:
         serving = settings.serving
         self._settings, self._clock = settings, clock
         self._limit = int(serving.max_body_mb * 1_000_000)
+        self._read_within = span(settings.ingest.read_within).total_seconds()
+        self._ahead = span(settings.ingest.future)
         self._draining = False
         self._writer = LogWriter(
             log,
@@ -163,6 +168,11 @@ class Serving:
             counters=self._writer.totals(), log_waiting=self._writer.waiting, models=models
         )
 
+    def count(self, model: str, name: str, by: int = 1) -> None:
+        """Add to a counter of `metrics`; it reaches the ledger within seconds."""
+        if by:
+            self._writer.count(model, name, by)
+
     # --- the data path -----------------------------------------------------------------------
 
     async def infer(self, request: Request) -> Response:
@@ -180,9 +190,12 @@ class Serving:
         if self._draining:
             raise NotReady("this worker is shutting down; ask another")
         slot = self.slots.get(model)  # an unknown model is refused before its body is read
-        body = await _read(request, self._limit)
+        body = await _read(request, self._limit, self._read_within)
         with slot.use(request.path_params.get("version")) as loaded:
             asked = loaded.codec.decode(body)
+            if asked.time is not None:
+                field = "parameters.event_time"
+                plausible(asked.time, now=self._clock(), ahead=self._ahead, field=field)
             outputs = await loaded.batcher.infer(asked.columns, asked.rows)
         version = loaded.target.version
         logged = await self._record(model, version, asked, outputs)
@@ -196,7 +209,11 @@ class Serving:
         count(model, "answered", len(rows))
         if len(sample) < len(rows):
             count(model, "unsampled", len(rows) - len(sample))
-        return await self._writer.log(sample, strict=settings.durability == "strict")
+        return await self._writer.log(
+            sample,
+            strict=settings.durability == "strict",
+            within=span(settings.commit_within),
+        )
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):
@@ -258,7 +275,9 @@ async def http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     detail = getattr(error, "detail", type(error).__name__)
     path = shown(request.url.path)
-    return _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found = _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found.headers.update(getattr(error, "headers", None) or {})  # Allow, which a 405 must have
+    return found
 
 
 def build(
@@ -298,11 +317,15 @@ def _predictions(
     ]
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, within: float) -> bytes:
     """The body, unless it is too big.
+
+    Args:
+        within: seconds it may take to come.
 
     Raises:
         TooLarge: more than `limit` bytes are announced, or come.
+        TooSlow: they do not come in time.
     """
     if "inference-header-content-length" in request.headers:
         raise InputError(
@@ -314,17 +337,24 @@ async def _read(request: Request, limit: int) -> bytes:
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge("body", f"{announced} bytes", f"at most {limit} bytes; send fewer rows")
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge("body", f"over {limit} bytes", f"at most {limit} bytes; send fewer rows")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(within):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    expected = f"at most {limit} bytes; send fewer rows"
+                    raise TooLarge("body", f"over {limit} bytes", expected)
+                parts.append(part)
+    except TimeoutError:
+        raise TooSlow("body", f"{size} bytes", f"all of it within {within:g} s") from None
     return b"".join(parts)
 
 
 def _status(error: ShelflifeError) -> tuple[int, str]:
     if isinstance(error, TooLarge):
         return 413, "too_large"
+    if isinstance(error, TooSlow):
+        return 408, "too_slow"
     if isinstance(error, InputError):
         return 400, "bad_input"
     if isinstance(error, NotFound):

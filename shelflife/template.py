@@ -30,6 +30,13 @@ TEMPLATE = """\
 #   max_batch: 256
 #   threads: 1
 
+# ingest:                     # predictions and labels from elsewhere, /api/v1
+#   max_body_mb: 8            # before and after decompression
+#   max_rows: 20000           # of one request
+#   future: 10m               # how far ahead of our clock an event time may be
+#   pair_within: 1h           # how long half a CloudEvents pair waits for the other
+#   read_within: 30s          # how long a caller may take to send a body
+
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
@@ -63,6 +70,7 @@ defaults:                     # for every model, unless its own section says oth
   #   hash: []                # logged as a keyed hash
   #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
+  # commit_within: 10ms        # relaxed: what a crash can lose
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
@@ -77,15 +85,36 @@ defaults:                     # for every model, unless its own section says oth
     # min_new_labels: 200
     # cost_of_run: 0.2        # in expected losses of one check window
     # rows: 0                 # train on at most so many of the newest rows; 0: all
+    # windows: [recent, all, since_change, blend]  # what competes; decay: older rows weigh less
+    # recent_rows: 0          # rows of the window recent; 0: those of the first version
+    # source: ""              # rows from elsewhere: a Parquet path, sql:env:NAME, module:function
+    # source_query: ""        # SELECT for sql:env:NAME
+    # source_environment: []  # variables a source function may see
     # trainer: ""             # package.module:function; empty: refit the champion's pipeline
+    # search:                 # hyperparameters; off while the space is empty
+    #   space: {}             # parameter: [values] or {low: 0.01, high: 0.3, log: true}
+    #   engine: sklearn       # or optuna
+    #   trials: 20
+    #   timeout: 30m
+    #   folds: 3              # in order of time
+    #   seed: 0
     # time_limit: 1h
     # memory_limit_gb: 8
     # watch: 60d              # how long a new champion is compared with its predecessor
     # gate:
-    #   confidence: 0.9       # one-sided, that the candidate's loss is lower
+    #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
+    #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"
     #   min_rows: 200
     #   max_rows: 1000
     #   holdout_share: 0.15
+    #   guardrails: []        # such as {metric: log_loss, max_worse: 0.02}
+    #   segments: []          # input columns on no level of which it may be clearly worse
+    #   segment_rows: 50      # held-out rows a segment needs to be judged
+    #   min_train_share: 0.2  # of the champion's training rows
+    #   max_latency_ratio: 3  # of the champion's p99
+    #   latency_budget_ms: null
+    #   report: true          # an Evidently report of both models, attached to the version
+    #   champion_unavailable: ask  # or baseline: held against the labels' mean
 
 # models:
 #   churn:

@@ -50,7 +50,7 @@ class World:
         self.ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
         self.registry = Registry(mlflow, home / "mlartifacts", home / "cache")
         self.log = InferenceLog(self.ledger, home / "segments")
-        gate = GateSettings(min_rows=100)
+        gate = GateSettings(min_rows=100, report=False)
         self.settings = ModelSettings(retrain=RetrainSettings(gate=gate, **settings))
         self.context = RunContext(
             registry=self.registry,
