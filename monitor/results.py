@@ -19,11 +19,13 @@ Severity = Literal["page", "ticket", "note"]
 class Statistic(Struct, frozen=True, kw_only=True):
     """One drift number beside the line it is judged by."""
 
-    name: str  # psi, js, wasserstein, ks, chi2 or tail
-    value: float | None
+    name: str  # an effect size (psi, js, …) or a calibrated test (location, …): `measure.drift`
+    value: float | None  # of a calibrated test: the z value that its p-value amounts to
     threshold: float | None
     alarm: bool = False
-    why: str = ""  # why there is no value
+    why: str = ""  # why there is no value or no line
+    over_s: float | None = None  # a calibrated test: the newest so many seconds of the window …
+    rows: int | None = None  # … and the rows in them
 
 
 class ColumnDrift(Struct, frozen=True, kw_only=True):

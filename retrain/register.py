@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import TrainerFailed, UntrustedArtifact
 from core.files import sha256_tree
-from core.settings import ModelSettings, span
+from core.settings import span
 from core.spec import ModelSpec
 from core.times import iso, utc
 from monitor.baseline import Baseline, build, dump, reference_sample
@@ -129,7 +129,8 @@ def _files(
         _slice(folder / "holdout.parquet", spec),
         _outputs(folder / "job", spec),
         trained_until=account.trained_until,
-        window_rows=window_rows(account, context.settings),
+        every=span(context.settings.check_every),
+        window=span(context.settings.window),
         at=at,
     )
     buffer = io.BytesIO()
@@ -153,13 +154,15 @@ def candidate_baseline(
     outputs: pd.DataFrame,
     *,
     trained_until: datetime,
-    window_rows: int | None,
+    every: timedelta,
+    window: timedelta,
     at: datetime,
 ) -> tuple[Baseline, pd.DataFrame]:
     """A candidate's baseline and its reference sample. Pure.
 
     Args:
         outputs: the candidate's on the holdout, columns `spec.outputs`.
+        every, window: the rhythm of checks and how far they look back.
     """
     import pandas as pd
 
@@ -178,7 +181,8 @@ def candidate_baseline(
         created=at,
         how="holdout",
         trained_until=trained_until,
-        window_rows=window_rows,
+        every=every,
+        window=window,
     )
     return built, reference_sample(inputs, answers, y, times)
 
@@ -192,11 +196,3 @@ def _slice(path: Path, spec: ModelSpec) -> Slice:
         y=frame["y"].to_numpy(np.float64) if "y" in frame else blank,
         times=tuple(utc(moment.to_pydatetime()) for moment in frame["time"]),
     )
-
-
-def window_rows(account: Account, settings: ModelSettings) -> int | None:
-    """Rows that a check window holds on average, from the labelled rows' own density."""
-    length = account.holdout_until - account.holdout_since
-    if length <= timedelta():
-        return None
-    return max(1, round(account.holdout_rows * (span(settings.window) / length)))

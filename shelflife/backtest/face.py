@@ -214,7 +214,7 @@ def _replay_all(
     """Every policy's timeline. `every:1`, the dearest, goes to a process of its own."""
     names = list(dict.fromkeys([NEVER_POLICY, *wanted, EVERY_POLICY]))
     total = len(bank.history.windows)
-    prepare(bank)  # once, before the other process gets its copy
+    prepare(bank, settings)  # once, before the other process gets its copy
 
     def tell(name: str) -> Callable[[int], None]:
         return (lambda done: progress(name, done, total)) if progress else (lambda done: None)

@@ -67,9 +67,9 @@ def half_the_cores(shared: bool) -> Iterator[None]:
         yield
 
 
-def prepare(bank: Bank) -> None:
+def prepare(bank: Bank, settings: ModelSettings) -> None:
     """Measure what to expect of the first model, which every policy starts with."""
-    first_baseline(bank)
+    first_baseline(bank, settings)
 
 
 def _step(replica: Replica, window: Window, timeline: Timeline) -> None:

@@ -55,7 +55,9 @@ class Replica(Service):
         self.rows = MemoryLog()
         self.store = Ledger("sqlite://").create()
         # The class builds these when first used; here they exist from the start.
-        self.__dict__.update(registry=as_registry(self.memory), log=self.rows, ledger=self.store)
+        self.__dict__.update(
+            registry=as_registry(self.memory), inference_log=self.rows, ledger=self.store
+        )
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ class Replica(Service):
         """Register the first model with its rows, as `shelflife register` does, and promote it."""
         history, bank = self.bank.history, self.bank
         at = from_micros(int(history.times[history.train]))
-        built, reference = first_baseline(bank)
+        built, reference = first_baseline(bank, self.settings.defaults)
         version = self.memory.keep(
             self.name,
             bank.first,
@@ -175,7 +177,7 @@ class Replica(Service):
             return [str(title) for title in tx.scalars(query.order_by(table.c.id))]
 
 
-def first_baseline(bank: Bank) -> tuple[Baseline, pd.DataFrame]:
+def first_baseline(bank: Bank, settings: ModelSettings) -> tuple[Baseline, pd.DataFrame]:
     """The first model's baseline and reference sample, as `shelflife register` makes them."""
     if bank.first.baseline is None:
         history, known = bank.history, bank.known
@@ -189,7 +191,9 @@ def first_baseline(bank: Bank) -> tuple[Baseline, pd.DataFrame]:
         )
         outputs, how = expected_outputs(bank.spec, bank.first.estimator, rows, held_out=False)
         at = from_micros(int(history.times[history.train]))
-        bank.first.baseline = baseline_of(bank.spec, rows, outputs, how=how, now=at, held_out=False)
+        bank.first.baseline = baseline_of(
+            bank.spec, rows, outputs, settings, how=how, now=at, held_out=False
+        )
     return bank.first.baseline
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from msgspec import Struct
 
+from core.settings import span
 from retrain import fitting, past
 from retrain import run as runs
 from retrain.competition import compete, settle
@@ -28,7 +29,7 @@ from retrain.dataset import Dataset, Slice, assemble
 from retrain.gate import compare
 from retrain.gate_data import TrainingFacts, swapped_columns
 from retrain.job import TrainerResult
-from retrain.register import candidate_baseline, window_rows
+from retrain.register import candidate_baseline
 from retrain.rollout import Registered
 from retrain.run import RunContext, RunState, Step, StepName
 from retrain.training import spell_labels
@@ -134,7 +135,8 @@ def steps(replica: Replica) -> Mapping[StepName, Step]:
                 mine.data.holdout,
                 mine.candidate,
                 trained_until=account.trained_until,
-                window_rows=window_rows(account, context.settings),
+                every=span(context.settings.check_every),
+                window=span(context.settings.window),
                 at=at,
             )
         version = replica.memory.keep(
