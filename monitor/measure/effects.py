@@ -9,8 +9,8 @@ ks            two-sample Kolmogorov–Smirnov statistic of the rows themselves
 chi2          two-sample chi-squared statistic against pooled shares, thin levels pooled
               (`monitor.measure.pvalues.level_statistic`)
 
-Definitions are Evidently's (0.7.23: `legacy/calculations/stattests`) where both have the method; PSI,
-Jensen–Shannon, Hellinger and Wasserstein are equal to 1e-9 on the same cells
+Definitions are Evidently's (0.7.23: `legacy/calculations/stattests`) where both have the method.
+PSI, Jensen–Shannon, Hellinger and Wasserstein are equal to 1e-9 on the same cells
 (`tests/monitor/test_report.py`), Kolmogorov–Smirnov and Wasserstein are SciPy's. Two things differ
 on purpose. Numbers are counted in cells that the baseline fixed once; Evidently lays new bins over
 both samples each time, so that one wild value empties them. And chi-squared is the two-sample
