@@ -24,6 +24,7 @@ from core.settings_retrain import Duration as Duration
 from core.settings_retrain import GateSettings as GateSettings
 from core.settings_retrain import Guardrail as Guardrail
 from core.settings_retrain import Positive as Positive
+from core.settings_retrain import RetrainSettings as RetrainSettings
 from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
@@ -44,57 +45,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
-
-
-class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether, when and how the model is retrained."""
-
-    mode: Literal["auto", "approve", "never"] = "auto"
-    """`approve`: a person moves the alias or runs `shelflife promote`; `never`: only told."""
-    cooldown: Duration = "7d"
-    """Least time between the starts of two runs."""
-    budget_per_quarter: Count = 12
-    """Most runs in any 90 days."""
-    min_new_labels: Count = 200
-    """Labels newer than the champion's training data that a run needs."""
-    cost_of_run: Positive = 0.2
-    """What a run costs, in expected losses of one check window; decay that has cost more than
-    this since the promotion is worth a run."""
-    rows: Count = 0
-    """Train on at most this many of the newest rows; 0 takes the whole history."""
-    windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (
-        "recent",
-        "all",
-        "since_change",
-        "blend",
-    )
-    """Stretches of history that compete on the newest training rows; one name: no competition.
-    `decay`: all rows, older ones weighing less; `blend`: the average of the models of `recent` and
-    `all`, which costs twice the time per prediction."""
-    recent_rows: Count = 0
-    """Rows of the window `recent`; 0 takes as many as the first version was registered with."""
-    source: str = ""
-    """Where labelled rows come from instead of the log: `package.module:function`, a Parquet file
-    or folder, or `sql:env:NAME` (a database URL) with `source_query`."""
-    source_query: str = ""
-    """SELECT with the columns id, time, label_time, the target and the inputs."""
-    source_environment: tuple[str, ...] = ()
-    """Environment variables that a source function may see; others are kept from it."""
-    trainer: str = ""
-    """`package.module:function` instead of refitting the champion's own pipeline."""
-    search: SearchSettings = field(default_factory=SearchSettings)
-    time_limit: Duration = "1h"
-    memory_limit_gb: Positive = 8.0
-    watch: Duration = "60d"
-    """How long a new champion is compared with its predecessor, which a rollback returns to."""
-    rollback_of_people: bool = False
-    """Let the watch take back what a person promoted too; otherwise it only tells and asks."""
-    approval_expires: Duration = "30d"
-    """How long a run waits for a person in mode `approve`; then it is abandoned. 0s: for ever."""
-    keep_runs: Duration = "30d"
-    """How long a finished run's work folder, and a prepared version nobody serves, is kept."""
-    rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    gate: GateSettings = field(default_factory=GateSettings)
 
 
 class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
