@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 from core.times import from_micros, micros
@@ -78,9 +79,17 @@ predictions = Table(  # the hot part of the log; old rows move to sealed segment
     _time("received"),
     _text("inputs"),  # JSON object, column -> value
     _text("outputs"),  # JSON object, output name -> float
-    UniqueConstraint("source", "event_id"),
+    # The event id leads: it finds a prediction by its id as well, which is nearly always the same,
+    # so that a row with a random id dirties one page of an index and not two.
+    Index("predictions_by_event", "event_id", "source", unique=True),
     Index("predictions_by_time", "model", "time"),
-    Index("predictions_by_id", "model", "prediction_id"),
+    Index(
+        "predictions_by_other_id",
+        "model",
+        "prediction_id",
+        sqlite_where=text("event_id <> prediction_id"),
+        postgresql_where=text("event_id <> prediction_id"),
+    ),
     sqlite_autoincrement=True,
 )
 sealed_keys = Table(  # so that an event replayed after sealing is still recognised
@@ -161,6 +170,23 @@ counters = Table(  # things counted and not kept: refused requests, shed rows
     Column("model", String(128), primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+# --- shelflife.web: requests and responses that wait for each other ----------------------------
+event_halves = Table(  # kept until its counterpart came or is given up, then as a mark for a while
+    "event_halves",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("source", String(256), primary_key=True),
+    Column("event_id", String(256), primary_key=True),
+    Column("part", String(16), primary_key=True),  # request or response
+    Column("state", String(16), nullable=False),  # waiting, paired, refused or lost
+    _text("body"),  # the payload, JSON; empty once it is no longer waiting
+    Column("version", String(64), nullable=False, server_default=""),
+    Column("role", String(16), nullable=False, server_default="champion"),
+    _time("time"),
+    _time("received"),
+    Index("event_halves_by_state", "state", "received"),
 )
 
 # --- shelflife.scheduler: what is due, and who does it ------------------------------------------

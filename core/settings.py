@@ -105,6 +105,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
+    commit_within: Duration = "10ms"
+    """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
     repeat_every: Duration = "7d"
@@ -140,6 +142,21 @@ class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Threads a model may use for one prediction."""
 
 
+class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `/api/v1` takes of predictions and labels from elsewhere."""
+
+    max_body_mb: Positive = 8.0
+    """Largest body, before and after it is decompressed."""
+    max_rows: Annotated[int, Meta(ge=1)] = 20_000
+    """Most rows of one request; they are committed in one transaction, which others wait for."""
+    future: Duration = "10m"
+    """How far ahead of our clock an event time may be; later ones are refused."""
+    pair_within: Duration = "1h"
+    """How long half a CloudEvents pair waits for the other half before it counts as lost."""
+    read_within: Duration = "30s"
+    """How long a caller may take to send a body."""
+
+
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Port = 8501
@@ -173,6 +190,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Named in messages: staging, production, …"""
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     defaults: ModelSettings = field(default_factory=ModelSettings)

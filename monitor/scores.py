@@ -210,7 +210,8 @@ def _marks(tx: sa.Connection, model: str) -> tuple[datetime | None, str, int]:
 
 
 def _recent(tx: sa.Connection, model: str, until: datetime | None) -> str:
-    """Count and sum of the receipts up to `_STALL` before a moment, of labels and hot rows."""
+    """Count and sum of the receipts up to `_STALL` before a moment, of labels and hot rows, and the
+    newest hot row (a sealer may have taken as many away as came)."""
     if until is None:
         return ""
     since, found = until - _STALL, []
@@ -222,7 +223,9 @@ def _recent(tx: sa.Connection, model: str, until: datetime | None) -> str:
         )
         n, total = tx.execute(query).one()
         found.append(f"{n}:{total or 0}")
-    return " ".join(found)
+    rows = schema.predictions.c
+    newest = tx.scalar(sa.select(sa.func.max(rows.id)).where(rows.model == model))
+    return f"{' '.join(found)} {newest or 0}"
 
 
 def _touched(

@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, shown
+from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, TooSlow, shown
 from core.ledger import Ledger
 from core.settings import Settings, span
+from core.times import plausible
 from monitor.log.records import Prediction, Role, SampleLog
 from monitor.log.sample import kept
 from serving.backend import ModelFailed, ModelStats, Outputs
 from serving.canary import Canary
 from serving.codec import Asked, answer, encode, refusal
 from serving.heartbeat import Heartbeat, wall_clock
+from serving.reading import read_body
 from serving.swap import Slot, Slots
 from serving.traffic import Logged, LogWriter
 
 _log = logging.getLogger("shelflife.serving")
 _JSON = "application/json"
 _RETRY_AFTER = "1"  # seconds
+_COPIES_WITHIN = timedelta(milliseconds=200)  # nobody waits for a shadow's rows
 
 #: Options for uvicorn. Its keep-alive of 5 s closes idle connections that clients' pools are about
 #: to use again (httpx with 64 connections: a dropped request in 2 runs of 3; none with 75 s).
@@ -71,9 +74,10 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
     Attributes:
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
-            `unsampled` count rows, `failed` and `refused:<reason>` count requests; `shadowed`,
-            `shadow_shed`, `shadow_failed` rows, `canary_answered`, `canary_failed` (the champion
-            answered instead) and `canary_skipped` requests of a challenger.
+            `unsampled`, `late` (relaxed rows, committed after their bound) count rows, `failed`
+            and `refused:<reason>` count requests; `shadowed`, `shadow_shed`, `shadow_failed` rows,
+            `canary_answered`, `canary_failed` (the champion answered instead) and
+            `canary_skipped` requests of a challenger.
         log_waiting: rows not yet committed.
     """
 
@@ -96,6 +100,8 @@ class Serving:
         serving = settings.serving
         self._settings, self._clock = settings, clock
         self._limit = int(serving.max_body_mb * 1_000_000)
+        self._read_within = span(settings.ingest.read_within).total_seconds()
+        self._ahead = span(settings.ingest.future)
         self._draining = False
         self._writer = LogWriter(
             log,
@@ -167,6 +173,11 @@ class Serving:
             counters=self._writer.totals(), log_waiting=self._writer.waiting, models=models
         )
 
+    def count(self, model: str, name: str, by: int = 1) -> None:
+        """Add to a counter of `metrics`; it reaches the ledger within seconds."""
+        if by:
+            self._writer.count(model, name, by)
+
     # --- the data path -----------------------------------------------------------------------
 
     async def infer(self, request: Request) -> Response:
@@ -184,10 +195,13 @@ class Serving:
         if self._draining:
             raise NotReady("this worker is shutting down; ask another")
         slot = self.slots.get(model)  # an unknown model is refused before its body is read
-        body = await _read(request, self._limit)
+        body = await read_body(request, self._limit, self._read_within)
         pinned = request.path_params.get("version")
         with slot.use(pinned) as loaded:
             asked = loaded.codec.decode(body)
+            if asked.time is not None:
+                field = "parameters.event_time"
+                plausible(asked.time, now=self._clock(), ahead=self._ahead, field=field)
             canary, version, outputs = slot.canary, loaded.target.version, None
             if canary is not None and pinned is None:
                 outputs = await self._canary(canary, model, asked)
@@ -224,10 +238,14 @@ class Serving:
         shadow = slot.shadow
         if shadow is not None and sample:
             shadow.offer(sample, self._submit_shadow)
-        return await self._writer.log(sample, strict=settings.durability == "strict")
+        return await self._writer.log(
+            sample,
+            strict=settings.durability == "strict",
+            within=span(settings.commit_within),
+        )
 
     def _submit_shadow(self, rows: Sequence[Prediction]) -> None:
-        self._writer.submit(rows, awaited=False)
+        self._writer.submit(rows, within=_COPIES_WITHIN)
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):
@@ -289,7 +307,9 @@ async def http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     detail = getattr(error, "detail", type(error).__name__)
     path = shown(request.url.path)
-    return _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found = _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found.headers.update(getattr(error, "headers", None) or {})  # Allow, which a 405 must have
+    return found
 
 
 def build(
@@ -330,33 +350,11 @@ def _predictions(
     ]
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, unless it is too big.
-
-    Raises:
-        TooLarge: more than `limit` bytes are announced, or come.
-    """
-    if "inference-header-content-length" in request.headers:
-        raise InputError(
-            "Inference-Header-Content-Length",
-            request.headers["inference-header-content-length"],
-            "JSON tensors; the binary tensor extension is not served",
-        )
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge("body", f"{announced} bytes", f"at most {limit} bytes; send fewer rows")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge("body", f"over {limit} bytes", f"at most {limit} bytes; send fewer rows")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def _status(error: ShelflifeError) -> tuple[int, str]:
     if isinstance(error, TooLarge):
         return 413, "too_large"
+    if isinstance(error, TooSlow):
+        return 408, "too_slow"
     if isinstance(error, InputError):
         return 400, "bad_input"
     if isinstance(error, NotFound):

@@ -1,21 +1,31 @@
 """From answers to the inference log, without an answer ever waiting longer than it must.
 
 Rows go to a bounded queue; one thread commits whatever has gathered, in one transaction (a group
-commit). A log that is locked, full or gone makes rows wait, then be shed and counted; it never
-fails an answer, and delays one by `wait` at most, once: while a commit is overdue, answers say
-`queued` at once.
+commit). What an answer is told:
+
+    committed   strict: its rows are on disk
+    accepted    relaxed: its rows will be, within the model's `commit_within`
+    queued      its rows wait for a log that is late or out of reach; no promise when
+    shed        the queue is full; counted, not logged
+    unsampled   not one of its rows belongs to the sample
+
+A log that is locked, full or gone makes rows wait, then be shed and counted; it never fails an
+answer, and delays one by `wait` at most, once: as soon as a commit failed or is overdue, answers
+say `queued` at once, until a commit succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
+import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from time import monotonic, sleep
+from time import monotonic
 from typing import Literal
 
 from msgspec import Struct
@@ -25,7 +35,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from core.ledger import Ledger
 from monitor.log.records import Prediction, SampleLog
 
-Logged = Literal["committed", "queued", "shed", "unsampled"]
+Logged = Literal["committed", "accepted", "queued", "shed", "unsampled"]
 
 _log = logging.getLogger("shelflife.serving")
 #: The store is locked, full or out of reach; the same rows may do later.
@@ -33,14 +43,16 @@ _UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _GROUP = 2000  # most rows of one transaction
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before a failed commit is tried again
 _COUNT_EVERY = 1.0  # seconds between writes of the counters
-_LINGER = 0.005  # seconds in which rows nobody waits for may gather
+WITHIN = timedelta(milliseconds=10)  # in which relaxed rows are committed, unless told otherwise
 
 
 class _Batch(Struct, eq=False):
     rows: Sequence[Prediction]
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Logged]
-    awaited: bool
+    since: float  # monotonic seconds
+    start: float  # when its commit should begin: at once, or at half of its time
+    due: float  # when its commit has to be over; `since` where an answer waits for it
 
 
 class LogWriter:
@@ -67,8 +79,12 @@ class LogWriter:
         self._limit, self._wait = queue_rows, wait.total_seconds()
         self._queue: deque[_Batch] = deque()
         self._rows = 0  # in the queue and in the commit under way
+        self._start: float | None = None  # of the batch in the queue that cannot wait longest
         self._wake = threading.Condition()
         self._busy_since: float | None = None
+        self._oldest: float | None = None  # when the first row that is not committed came
+        self._failing = False  # the last try to commit failed
+        self._cost = 0.002  # seconds a commit takes, smoothed
         self._closing: float | None = None  # the moment to give up
         self._totals: Counter[tuple[str, str]] = Counter()
         self._unsaved: Counter[tuple[str, str]] = Counter()
@@ -78,42 +94,68 @@ class LogWriter:
     def start(self) -> None:
         """Begin to commit; rows submitted before wait in the queue."""
         self._thread.start()
+        atexit.register(self._at_exit)
 
-    def submit(self, rows: Sequence[Prediction], *, awaited: bool) -> asyncio.Future[Logged]:
+    def submit(
+        self, rows: Sequence[Prediction], *, within: timedelta | None = None
+    ) -> asyncio.Future[Logged]:
         """Queue the rows of one answer, all or none; call it on a running event loop.
 
-        Returns a future of "committed", or of "shed" at once where there is no room.
+        Args:
+            rows: of one answer, at least one.
+            within: how long they may gather company; None commits them as soon as can be.
+
+        Returns a future of "committed" (or "queued", once the log is found out of reach), or of
+        "shed" at once where there is no room.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Logged] = loop.create_future()
+        since = monotonic()
+        span = 0.0 if within is None else within.total_seconds()
+        start = since + span / 2
         with self._wake:
             room = self._closing is None and self._rows + len(rows) <= self._limit
             if room:
-                self._queue.append(_Batch(rows, loop, done, awaited))
+                self._queue.append(_Batch(rows, loop, done, since, start, since + span))
                 self._rows += len(rows)
-                self._wake.notify()
+                if self._oldest is None:
+                    self._oldest = since
+                sooner = self._start is None or start < self._start
+                if sooner:
+                    self._start = start
+                if sooner or self._rows >= _GROUP:
+                    self._wake.notify()
         if not room:
             self.count(rows[0].model, "shed", len(rows))
             done.set_result("shed")
         return done
 
-    async def log(self, rows: Sequence[Prediction], *, strict: bool) -> Logged:
+    async def log(
+        self, rows: Sequence[Prediction], *, strict: bool, within: timedelta = WITHIN
+    ) -> Logged:
         """Queue rows and say what became of them: in strict mode after their commit, or after
-        `wait`; otherwise at once."""
+        `wait`; otherwise at once, and they are committed `within` that time."""
         if not rows:
             return "unsampled"
-        done = self.submit(rows, awaited=strict)
+        done = self.submit(rows, within=None if strict else within)
         if done.done():
             return done.result()
-        if strict and not self.overdue:
+        if not strict:
+            return "queued" if self._behind(within.total_seconds()) else "accepted"
+        if not self.overdue:
             await asyncio.wait({done}, timeout=self._wait)
         return done.result() if done.done() else "queued"
 
     @property
     def overdue(self) -> bool:
-        """Whether the commit under way takes longer than an answer may wait."""
+        """Whether the commit under way failed, or takes longer than an answer may wait."""
         since = self._busy_since
-        return since is not None and monotonic() - since > self._wait
+        return self._failing or (since is not None and monotonic() - since > self._wait)
+
+    def _behind(self, seconds: float) -> bool:
+        """Whether commits fail, or some row has waited for its own longer than that."""
+        oldest = self._oldest
+        return self._failing or (oldest is not None and monotonic() - oldest > seconds)
 
     @property
     def waiting(self) -> int:
@@ -134,12 +176,23 @@ class LogWriter:
     def close(self, timeout: float = 10.0) -> int:
         """Commit what waits and the counters; returns the rows that could not be committed."""
         with self._wake:
-            self._closing = monotonic() + timeout
+            if self._closing is None:
+                self._closing = monotonic() + timeout
             self._wake.notify()
         self._thread.join(timeout + 1.0)
+        atexit.unregister(self._at_exit)
         if self._rows:
-            _log.error("log_rows_lost", extra={"rows": self._rows})
+            left = {f"{model}:{name}": n for (model, name), n in self._unsaved.items()}
+            _log.error("log_rows_lost", extra={"rows": self._rows, "unsaved_counters": left})
         return self._rows
+
+    def _at_exit(self) -> None:
+        """The process ends without `close` (a second signal cut the shutdown short): what was
+        accepted is committed all the same, and a third signal does not stop that."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        self.close()
 
     # --- the thread ------------------------------------------------------------------------------
 
@@ -157,24 +210,27 @@ class LogWriter:
                 return
 
     def _take(self) -> list[_Batch]:
+        """What has gathered, when it is time to commit it; nothing after `_COUNT_EVERY`."""
         with self._wake:
-            if not self._queue and self._closing is None:
-                self._wake.wait(_COUNT_EVERY)
-            hurry = self._closing is not None or any(batch.awaited for batch in self._queue)
-        if not hurry:
-            sleep(_LINGER)
-        with self._wake:
+            quiet = monotonic() + _COUNT_EVERY
+            while self._closing is None and self._rows < _GROUP:
+                start = quiet if self._start is None else self._start - self._cost
+                pause = min(start, quiet) - monotonic()
+                if pause <= 0:
+                    break
+                self._wake.wait(pause)
             group, rows = list[_Batch](), 0
             while self._queue and (not group or rows + len(self._queue[0].rows) <= _GROUP):
                 group.append(self._queue.popleft())
                 rows += len(group[-1].rows)
+            self._start = min((batch.start for batch in self._queue), default=None)
             self._busy_since = monotonic() if group else None
             return group
 
     def _commit(self, group: Sequence[_Batch]) -> None:
         rows = [row for batch in group for row in batch.rows]
         try:
-            committed = self._append(rows)
+            committed = self._append(rows, group)
         except _GivenUp:
             return
         except Exception as error:
@@ -187,25 +243,49 @@ class LogWriter:
             committed = False
         for model, n in Counter(row.model for row in rows).items():
             self.count(model, "logged" if committed else "shed", n)
+        if committed:
+            self._count_late(group)
         with self._wake:
             self._rows -= len(rows)
             self._busy_since = None
+            self._oldest = self._queue[0].since if self._queue else None
         _notify(group, "committed" if committed else "shed")
 
-    def _append(self, rows: Sequence[Prediction]) -> bool:
+    def _count_late(self, group: Sequence[_Batch]) -> None:
+        now = monotonic()
+        for batch in group:
+            if batch.due > batch.since and now > batch.due:
+                self.count(batch.rows[0].model, "late", len(batch.rows))
+
+    def _append(self, rows: Sequence[Prediction], group: Sequence[_Batch]) -> bool:
         attempt = 0
         while True:
+            started = monotonic()
             try:
                 self._log.append(rows, received=self._clock())
             except _UNAVAILABLE as error:
+                self._fail(group)
                 pause = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
                 _log.warning("log_unavailable", extra={"attempt": attempt, "error": str(error)})
                 attempt += 1
                 if self._given_up():
                     raise _GivenUp from None
-                sleep(pause)
+                with self._wake:
+                    if self._closing is None:
+                        self._wake.wait_for(lambda: self._closing is not None, pause)
+                    else:
+                        self._wake.wait(min(pause, 0.05))
             else:
+                self._failing = False
+                self._cost += 0.2 * (monotonic() - started - self._cost)
                 return True
+
+    def _fail(self, group: Sequence[_Batch]) -> None:
+        """Answers need not wait for a log that is out of reach: those that do are told so."""
+        with self._wake:
+            self._failing = True
+            waiting = [batch for batch in (*group, *self._queue) if batch.due <= batch.since]
+        _notify(waiting, "queued")
 
     def _given_up(self) -> bool:
         return self._closing is not None and monotonic() > self._closing
@@ -215,12 +295,15 @@ class LogWriter:
             amounts = dict(self._unsaved)
         if not amounts:
             return
+        self._busy_since = monotonic()  # answers must not wait for this either
         try:
             with self._ledger.write() as tx:
                 self._ledger.count_in(tx, amounts)
-        except _UNAVAILABLE as error:
+        except Exception as error:
             _log.warning("counters_not_saved", extra={"error": str(error)})
-            return
+            return  # they are written with the next ones
+        finally:
+            self._busy_since = None
         with self._counting:
             self._unsaved -= Counter(amounts)  # drops what reached zero
 

@@ -80,6 +80,8 @@ class Client:
         self.model, self.version, self.source = model, version, source
         secret = token if token is not None else os.environ.get("SHELFLIFE_TOKEN", "")
         sent = {"Content-Type": "application/json", "User-Agent": "shelflife-client"}
+        # One bad row refuses its batch, which is then split until it is found and counted.
+        sent["Prefer"] = "handling=strict"
         sent |= headers or {}
         if secret:
             sent["Authorization"] = f"Bearer {secret}"

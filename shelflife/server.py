@@ -6,8 +6,12 @@ while checks and training run elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -27,29 +31,48 @@ def build(service: Service) -> Starlette:
     serving = inference.build(settings, service.ledger, service.log, service.home, clock=wall_clock)
 
     def snapshot() -> dict[str, Any]:
-        counters = serving.metrics().counters
-        rows = {"logged", "shed", "unsampled", "answered"}
-        return {
-            "rows": {key: n for key, n in counters.items() if key[1] in rows},
-            "requests": {key: n for key, n in counters.items() if key[1] not in rows},
-        }
+        return {"counters": serving.metrics().counters, "waiting": api.events.pairs.waiting()}
 
-    api = Api(settings, service.ledger, service.log, snapshot)
+    api = Api(settings, service.ledger, service.log, snapshot, serving.count)
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        async with serving.lifespan(app):
+            sweeping = asyncio.create_task(api.events.sweeping())
+            yield
+            sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeping
+
     return Starlette(
         routes=[*serving.routes, *api.routes()],
-        lifespan=serving.lifespan,
+        lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
 
 
 def serve(service: Service) -> int:
-    """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first."""
+    """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first.
+
+    A second signal cuts short what is being answered, never what was promised to be logged: the
+    interpreter ends by itself, and the log's writer commits its queue on the way out.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    uvicorn.run(build(service), **options(service.settings))
+    # The log's writer and the models' threads need the interpreter for microseconds at a time; with
+    # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
+    sys.setswitchinterval(0.0005)
+    # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
+    signal.signal(signal.SIGTERM, _leave)
+    with suppress(KeyboardInterrupt):
+        uvicorn.run(build(service), **options(service.settings))
     service.close()
     return 0
+
+
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def options(settings: Settings) -> dict[str, Any]:

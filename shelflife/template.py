@@ -30,6 +30,13 @@ TEMPLATE = """\
 #   max_batch: 256
 #   threads: 1
 
+# ingest:                     # predictions and labels from elsewhere, /api/v1
+#   max_body_mb: 8            # before and after decompression
+#   max_rows: 20000           # of one request
+#   future: 10m               # how far ahead of our clock an event time may be
+#   pair_within: 1h           # how long half a CloudEvents pair waits for the other
+#   read_within: 30s          # how long a caller may take to send a body
+
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
@@ -63,6 +70,7 @@ defaults:                     # for every model, unless its own section says oth
   #   hash: []                # logged as a keyed hash
   #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
+  # commit_within: 10ms        # relaxed: what a crash can lose
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty

@@ -7,68 +7,42 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from core import schema
-from core.ledger import Ledger, one_of
-from monitor.log.records import Prediction
+from core.ledger import one_of
 
 META = ("id", "version", "role", "source", "event_id")  # of a flat frame, before its time
-_encode = msgspec.json.Encoder().encode
 
 
 def key(*parts: str) -> str:
     """A 128-bit key of a tuple of strings (blake2b; lengths keep `a,bc` apart from `ab,c`)."""
-    text = "".join(f"{len(part)}:{part}" for part in parts)
+    text = "".join([f"{len(part)}:{part}" for part in parts])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def insert(
-    tx: sa.Connection, ledger: Ledger, rows: Sequence[Prediction], received: datetime
-) -> int:
-    """Insert rows that are neither hot nor sealed yet; returns how many were new."""
-    sealed = _sealed(tx, map(_event, rows))
-    fresh = [row for row in rows if _event(row) not in sealed] if sealed else rows
-    if not fresh:
-        return 0
-    values = [
-        {
-            "model": row.model,
-            "source": row.source,
-            "event_id": row.event_id or row.id,
-            "prediction_id": row.id,
-            "version": row.version,
-            "role": row.role,
-            "time": row.time,
-            "received": received,
-            "inputs": _encode(row.inputs).decode(),
-            "outputs": _encode(row.outputs).decode(),
-        }
-        for row in fresh
-    ]
-    statement = ledger.insert_ignore(schema.predictions)
-    if ledger.sqlite:
-        return tx.execute(statement, values).rowcount
-    # psycopg does not count the rows of a batch; RETURNING lists those that were inserted.
-    return len(tx.execute(statement.returning(schema.predictions.c.id), values).all())
+def of_ids(connection: sa.Connection, model: str, ids: Collection[str]) -> sa.ColumnElement[bool]:
+    """The hot rows of a model with these prediction ids.
 
-
-def _event(row: Prediction) -> str:
-    return key(row.source, row.event_id or row.id)
-
-
-def _sealed(tx: sa.Connection, events: Iterable[str]) -> set[str]:
-    column = schema.sealed_keys.c.event
-    if tx.execute(sa.select(column).limit(1)).first() is None:
-        return set()
-    return set(tx.scalars(sa.select(column).where(one_of(tx, column, events))))
+    An event id that is the prediction id (nearly all are) is found by the unique index, any other
+    by a partial one: see `core.schema.predictions`.
+    """
+    c = schema.predictions.c
+    same = one_of(connection, c.event_id, ids) & (c.event_id == c.prediction_id)
+    other = one_of(connection, c.prediction_id, ids) & (c.event_id != c.prediction_id)
+    # A union of rowids, and a model that no index knows (`|| ''`): left to itself SQLite walks the
+    # whole model by its time.
+    unindexed = c.model.concat("") == model
+    found = sa.union_all(
+        sa.select(c.id).where(same, unindexed), sa.select(c.id).where(c.model == model, other)
+    )
+    return c.id.in_(found)
 
 
 def known(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[str]:
     """Those of the prediction ids that the log holds, hot or sealed."""
     live, sealed = schema.predictions.c, schema.sealed_keys.c
-    mine = (live.model == model) & one_of(connection, live.prediction_id, ids)
+    mine = of_ids(connection, model, ids)
     keys = {key(model, name): name for name in ids}
     query = sa.select(sealed.prediction).where(one_of(connection, sealed.prediction, keys))
     found = set(connection.scalars(sa.select(live.prediction_id).where(mine)))
@@ -138,5 +112,5 @@ def select(
     if version is not None:
         query = query.where(table.c.version == version)
     if ids is not None:
-        query = query.where(one_of(connection, table.c.prediction_id, ids))
+        query = query.where(of_ids(connection, model, ids))
     return list(connection.execute(query))

@@ -14,6 +14,7 @@ from core import schema
 from core.ledger import Ledger
 from monitor.log import forgetting, hot, labels, lineage, sealing, segments, upkeep
 from monitor.log.admission import Admission, tally
+from monitor.log.append import commit, encode
 from monitor.log.lineage import SegmentEvent
 from monitor.log.records import (
     Forgotten,
@@ -57,10 +58,12 @@ class InferenceLog:
         if not rows:
             return 0
         admitted = self.admission.admit(rows)
-        with self.ledger.write() as tx:
-            new = hot.insert(tx, self.ledger, admitted.rows, received) if admitted.rows else 0
-            tally(_cursor(tx), admitted.tallies, self.ledger.sqlite)
-        return new
+        sqlite = self.ledger.sqlite
+        return commit(
+            self.ledger,
+            encode(admitted.rows, received),
+            beside=lambda cursor: tally(cursor, admitted.tallies, sqlite),
+        )
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""

@@ -98,7 +98,7 @@ def test_a_full_queue_sheds_and_counts_exactly(room: Any) -> None:
         rows = [[prediction(f"{i}:{j}") for j in range(3)] for i in range(8)]
         return [await log.log(part, strict=False) for part in rows]
 
-    assert asyncio.run(flood()) == ["queued"] * 3 + ["shed"] * 5
+    assert asyncio.run(flood()) == ["accepted"] * 3 + ["shed"] * 5
     assert log.waiting == 9
     gate.open.set()
     assert log.close() == 0
@@ -139,10 +139,13 @@ def test_rows_are_tried_again_until_the_store_is_back(room: Any, error: Exceptio
     gate = GateLog(room.log, error)
     log = writer(room, gate)
     log.start()
-    threading.Timer(0.3, gate.open.set).start()
-    assert asyncio.run(log.log([prediction("a")], strict=True)) == "committed"
+    assert asyncio.run(log.log([prediction("a")], strict=True)) == "queued"  # it need not wait
+    gate.open.set()
+    while log.waiting:
+        time.sleep(0.01)
+    assert asyncio.run(log.log([prediction("b")], strict=True)) == "committed"
     log.close()
-    assert room.log.counts("churn").predictions == 1
+    assert room.log.counts("churn").predictions == 2
 
 
 def test_one_bad_row_costs_only_itself(room: Any) -> None:
@@ -164,11 +167,62 @@ def test_one_bad_row_costs_only_itself(room: Any) -> None:
     assert (room.counter("logged"), room.counter("shed")) == (3, 1)
 
 
+def test_answers_do_not_wait_while_the_counters_cannot_be_saved(room: Any) -> None:
+    log = writer(room, wait=0.3)
+    lock = sqlite3.connect(room.home / "ledger.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    log.count("churn", "answered")
+    log.start()
+
+    async def ask() -> None:
+        while not log.overdue:  # the thread has begun to save the counter, and waits for the lock
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        for i in range(60):
+            assert await log.log([prediction(str(i))], strict=True) == "queued"
+        assert time.monotonic() - started < 10  # had each of them waited, 18 s
+
+    asyncio.run(ask())
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert log.close() == 0
+    assert (room.counter("logged"), room.counter("answered")) == (60, 1)
+
+
+async def _settled(log: LogWriter) -> None:
+    while log.waiting:
+        await asyncio.sleep(0.01)
+
+
+def test_relaxed_rows_gather_and_late_ones_are_counted(room: Any) -> None:
+    gate = GateLog(room.log)
+    log = writer(room, gate)
+    log.start()
+    within = timedelta(seconds=0.2)
+
+    async def ask() -> list[str]:
+        said = [await log.log([prediction(f"a{i}")], strict=False, within=within) for i in range(5)]
+        await asyncio.sleep(1.0)  # the gate is shut: five rows are late by now
+        said.append(await log.log([prediction("b")], strict=False, within=within))
+        await asyncio.sleep(0.5)
+        gate.open.set()
+        await _settled(log)
+        said.append(await log.log([prediction("c")], strict=False, within=timedelta(hours=1)))
+        said.append(await log.log([prediction("d")], strict=True))  # takes what waits along
+        return said
+
+    assert asyncio.run(ask()) == ["accepted"] * 5 + ["queued", "accepted", "committed"]
+    assert room.log.counts("churn").predictions == 8
+    log.close()
+    assert gate.groups[-1] == 2
+    assert room.counter("late") == 6
+
+
 def test_shutdown_is_bounded_and_says_what_was_lost(room: Any) -> None:
     gate = GateLog(room.log, OSError(5, "Input/output error"))
     log = writer(room, gate)
     log.start()
-    assert asyncio.run(log.log([prediction("a")], strict=False)) == "queued"
+    assert asyncio.run(log.log([prediction("a")], strict=False)) == "accepted"
     assert log.close(timeout=0.3) == 1
 
 
