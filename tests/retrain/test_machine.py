@@ -363,6 +363,10 @@ class RunMachine(RuleBasedStateMachine):
         newest = self._rows(schema.promotions)[-1]
         assert champion.version == newest.version
         assert self.registry.alias("previous") != champion.version
+        rows = self._rows(schema.promotions)
+        for row, after in zip(rows, [*rows[1:], None], strict=True):
+            undone = after is not None and after.by == "shelflife"
+            assert row.kind != "human" or row.version in self.by_person or undone
         for row in self._rows(schema.runs):
             assert bool(row.active) == (row.state in ("running", "waiting"))
             if row.state == "promoted":
@@ -434,7 +438,7 @@ def test_killed_at_each_fail_point_and_again_at_the_next(mode: str) -> None:
 
 @pytest.mark.parametrize("what", WHAT)
 def test_overtaken_at_each_fail_point(what: str) -> None:
-    for point in POINTS[8:] if LONG else POINTS[11::2]:
+    for point in POINTS[8:] if LONG else (*MOVES, "done_register", "before_promote", "after_alias"):
         _scene("auto", lambda machine, at=point: machine.overtaken(at, 0, what))
 
 
