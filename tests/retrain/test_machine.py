@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from fakes import FakeRegistry, fine
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -200,6 +200,7 @@ class RunMachine(RuleBasedStateMachine):
             assert self._start() is None  # one run per model at a time
 
     def _start(self) -> str | None:
+        observe(self.registry, self.ledger, "m", now=self.now)  # as every tick does first
         run_id = runs.start(
             self.ledger, "m", trigger="decay", reason="", by="policy",
             champion=self.registry.alias("champion"), at=self.now,
@@ -393,6 +394,7 @@ TestRunMachine.settings = settings(
     stateful_step_count=40 if LONG else 25,
     deadline=None,
     derandomize=not LONG,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
