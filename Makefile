@@ -15,8 +15,8 @@ demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EX
 test: $(VENV)/.development  ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (half an hour)
-	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/serving/test_challenger.py --log-cli-level=INFO $(ARGS)
+chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (an hour)
+	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py --log-cli-level=INFO $(ARGS)
 
 fuzz: $(VENV)/.development  ## the ways in against generated and damaged requests (half an hour)
 	@FUZZ_EXAMPLES=10000 SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/web/test_decoders.py tests/web/test_document.py $(ARGS)

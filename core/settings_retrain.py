@@ -1,4 +1,4 @@
-"""Settings of retraining, and the value types that all settings share.
+"""Settings of retraining: runs, rollout, gate, search; and the value types settings share.
 
 `core.settings` gives all of these as its own; import them from there.
 """

@@ -14,10 +14,8 @@ A person (or a tool) who moves `champion` in MLflow does not ask. `observe` noti
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +27,7 @@ from core.errors import Conflict, LeaseLost, NotFound, UntrustedArtifact
 from core.failpoints import fail_point
 from core.ledger import Lease, Ledger
 from registry.turn import Clock, alone, renew, wall_clock
+from registry.verifying import verify as verify
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Registry, Version
 
 Kind = Literal["first", "gate", "human", "forced", "rollback"]
@@ -123,32 +122,6 @@ def promote(
             _put_back(registry, ledger, target, move, now, clock)
             raise
         _finish(registry, ledger, lease, target, move, now)
-
-
-def verify(registry: Registry, version: Version, sha256: str) -> None:
-    """Download a version's files from where MLflow keeps them, and compare their hash.
-
-    Raises:
-        UntrustedArtifact: the recorded hash or the files are not `sha256`.
-        RegistryError: MLflow cannot give the files.
-    """
-    from registry.artifacts import sha256_model
-
-    what = f"version {version.version} of {version.model}"
-    if version.sha256 != sha256:
-        raise UntrustedArtifact(
-            f"{what} has sha256 {version.sha256[:12]}…, the gate judged {sha256[:12]}…; "
-            "register it anew"
-        )
-    with tempfile.TemporaryDirectory(prefix="shelflife-verify-") as work:
-        folder = registry.download(f"models:/{version.model}/{version.version}", Path(work, "m"))
-        found = sha256_model(folder)
-    if found != sha256:
-        raise UntrustedArtifact(
-            f"{what}: its files have sha256 {found[:12]}… in the artifact store, the gate judged "
-            f"{sha256[:12]}…; somebody changed them since. They are not promoted; register them "
-            "as a new version, which the gate then judges"
-        )
 
 
 def observe(

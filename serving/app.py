@@ -14,13 +14,12 @@ Source: Open Inference Protocol 2.0 REST, https://github.com/kserve/open-inferen
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,14 @@ from serving.backend import ModelFailed, ModelStats, Outputs
 from serving.canary import Canary
 from serving.codec import Asked, answer, encode, refusal
 from serving.heartbeat import Heartbeat, wall_clock
+from serving.reading import read_body
 from serving.swap import Slot, Slots
 from serving.traffic import Logged, LogWriter
 
 _log = logging.getLogger("shelflife.serving")
 _JSON = "application/json"
 _RETRY_AFTER = "1"  # seconds
+_COPIES_WITHIN = timedelta(milliseconds=200)  # nobody waits for a shadow's rows
 
 #: Options for uvicorn. Its keep-alive of 5 s closes idle connections that clients' pools are about
 #: to use again (httpx with 64 connections: a dropped request in 2 runs of 3; none with 75 s).
@@ -75,8 +76,8 @@ class Metrics(Struct, frozen=True, kw_only=True):
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
             `unsampled`, `late` (relaxed rows, committed after their bound) count rows, `failed`
             and `refused:<reason>` count requests; `shadowed`, `shadow_shed`, `shadow_failed` rows,
-            `canary_answered`, `canary_failed` (the champion answered instead) and `canary_skipped`
-            requests of a challenger.
+            `canary_answered`, `canary_failed` (the champion answered instead) and
+            `canary_skipped` requests of a challenger.
         log_waiting: rows not yet committed.
     """
 
@@ -194,7 +195,7 @@ class Serving:
         if self._draining:
             raise NotReady("this worker is shutting down; ask another")
         slot = self.slots.get(model)  # an unknown model is refused before its body is read
-        body = await _read(request, self._limit, self._read_within)
+        body = await read_body(request, self._limit, self._read_within)
         pinned = request.path_params.get("version")
         with slot.use(pinned) as loaded:
             asked = loaded.codec.decode(body)
@@ -244,7 +245,7 @@ class Serving:
         )
 
     def _submit_shadow(self, rows: Sequence[Prediction]) -> None:
-        self._writer.submit(rows)
+        self._writer.submit(rows, within=_COPIES_WITHIN)
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):
@@ -347,39 +348,6 @@ def _predictions(
         )
         for identity, inputs, values in zip(asked.ids, asked.records(), answers, strict=True)
     ]
-
-
-async def _read(request: Request, limit: int, within: float) -> bytes:
-    """The body, unless it is too big.
-
-    Args:
-        within: seconds it may take to come.
-
-    Raises:
-        TooLarge: more than `limit` bytes are announced, or come.
-        TooSlow: they do not come in time.
-    """
-    if "inference-header-content-length" in request.headers:
-        raise InputError(
-            "Inference-Header-Content-Length",
-            request.headers["inference-header-content-length"],
-            "JSON tensors; the binary tensor extension is not served",
-        )
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge("body", f"{announced} bytes", f"at most {limit} bytes; send fewer rows")
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(within):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    expected = f"at most {limit} bytes; send fewer rows"
-                    raise TooLarge("body", f"over {limit} bytes", expected)
-                parts.append(part)
-    except TimeoutError:
-        raise TooSlow("body", f"{size} bytes", f"all of it within {within:g} s") from None
-    return b"".join(parts)
 
 
 def _status(error: ShelflifeError) -> tuple[int, str]:
