@@ -121,16 +121,9 @@ def start(
     """Begin a run, unless the model has an unfinished one; returns its id, or None."""
     with ledger.write() as tx:
         return start_in(
-            tx,
-            ledger,
-            model,
-            trigger=trigger,
-            reason=reason,
-            by=by,
-            champion=champion,
-            incident_id=incident_id,
-            at=at,
-        )
+            tx, ledger, model, trigger=trigger, reason=reason, by=by, champion=champion,
+            incident_id=incident_id, at=at,
+        )  # fmt: skip
 
 
 def start_in(

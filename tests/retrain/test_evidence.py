@@ -15,10 +15,12 @@ from core.ledger import Ledger
 from core.settings import ModelSettings
 from monitor.log.log import InferenceLog
 from monitor.results import CheckResult, ColumnDrift, Performance, Staleness, State
+from retrain import observing
 from retrain.dataset import Account
 from retrain.evidence import gather, record
 from retrain.gate import GateResult
 from retrain.policy import PolicyEvidence, decide
+from retrain.probe import Observation
 from retrain.run import start
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -72,25 +74,6 @@ def check(version: str = "1", state: State = "drifting") -> CheckResult:
         ),
         findings=(),
     )
-
-
-def measured(ledger: Ledger, at: datetime, value: float | None, version: str = "1") -> None:
-    with ledger.write() as tx:
-        tx.execute(
-            schema.checks.insert().values(
-                model="toy",
-                version=version,
-                at=at,
-                window_start=at - WEEK,
-                window_end=at,
-                rows=300,
-                labelled=0 if value is None else 250,
-                state="healthy",
-                value=value,
-                expected=0.2,
-                created=at,
-            )
-        )
 
 
 def past_run(
@@ -173,16 +156,20 @@ def test_what_the_check_and_the_log_say(log: InferenceLog) -> None:
     assert found(log, "decaying", at=early).new_labels == 10
 
 
-def test_excess_counts_this_versions_measured_checks_since_its_promotion(
-    log: InferenceLog,
-) -> None:
-    measured(log.ledger, PROMOTED - WEEK, 0.9)
-    measured(log.ledger, PROMOTED + WEEK, 0.22)
-    measured(log.ledger, PROMOTED + 1.5 * WEEK, 0.9, version="2")
-    measured(log.ledger, PROMOTED + 2 * WEEK, None)
-    measured(log.ledger, PROMOTED + 3 * WEEK, 0.24)
-    # (0.02 + 0.04) / 0.2 of a window's loss, and a run costs 0.2 of it.
-    assert found(log).excess == pytest.approx(1.5)
+def test_the_series_is_this_versions_observations_since_its_promotion(log: InferenceLog) -> None:
+    def seen(at: datetime, loss: float) -> Observation:
+        return Observation(at=at, windows=1.0, rows=70, loss=loss, expected=0.2)
+
+    with log.ledger.write() as tx:
+        for at, loss, version in (
+            (PROMOTED - WEEK, 0.9, "1"),
+            (PROMOTED + WEEK, 0.22, "1"),
+            (PROMOTED + 1.5 * WEEK, 0.9, "2"),
+            (PROMOTED + 3 * WEEK, 0.24, "1"),
+            (AT + WEEK, 0.9, "1"),
+        ):
+            observing.record(tx, log.ledger, "toy", version, seen(at, loss))
+    assert [one.loss for one in found(log).series] == [0.22, 0.24]
 
 
 def test_refusals_in_a_row_against_this_champion(log: InferenceLog) -> None:
