@@ -19,6 +19,8 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_retrain import NUMBER as NUMBER
+from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
 from core.settings_retrain import Duration as Duration
 from core.settings_retrain import GateSettings as GateSettings

@@ -1,4 +1,4 @@
-"""Settings of retraining: runs, rollout, gate, search; and the value types settings share.
+"""Settings of retraining, and the value types that all settings share.
 
 `core.settings` gives all of these as its own; import them from there.
 """
@@ -16,6 +16,8 @@ Duration = Annotated[str, Meta(pattern=times.DURATION)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
+NUMBER = r"\d+(\.\d+)?"
+POLICY = rf"^(default|never|every:{NUMBER}|(drift_share|threshold)(:{NUMBER})?)$"
 
 
 class Guardrail(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +100,9 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     mode: Literal["auto", "approve", "never"] = "auto"
     """`approve`: a person moves the alias or runs `shelflife promote`; `never`: only told."""
+    policy: Annotated[str, Meta(pattern=POLICY)] = "default"
+    """`default` weighs what a run is worth; `every:N` (check windows), `drift_share[:X]`,
+    `threshold[:X]` (loss above expected by the share X) and `never` are for comparison."""
     cooldown: Duration = "7d"
     """Least time between the starts of two runs."""
     budget_per_quarter: Count = 12

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -20,15 +20,20 @@ from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
-from monitor.baseline import Baseline, read_columns, sorted_reference
+from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
+from monitor.carried import carried
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
-from monitor.measure import drift, labels, quality, staleness, thresholds
+from monitor.measure import drift, labels, quality, staleness
+from monitor.measure.calibration import provisional as provisional_of
 from monitor.measure.performance import realised
-from monitor.results import CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
+from monitor.measure.profile import Values
+from monitor.results import Causes, CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from monitor.measure.suspects import Predict
 
 _HORIZON = 10  # windows to look back for the newest label, and first for the newest prediction
 _LATE = 0.95  # quantile of the label lags at which a label counts as late
@@ -127,16 +132,21 @@ def run_check(
     settings: ModelSettings,
     *,
     at: datetime,
+    predict: Predict | None = None,
 ) -> CheckResult:
     """Measure and judge; no clock, no I/O.
 
     Args:
         reference: the version's reference sample (`monitor.baseline.reference_sample`).
         history: earlier checks of this model, newest first; three suffice.
+        predict: the version itself, inputs to outputs; asked only where the loss is worse than
+            tolerated, to see which repaired column takes the loss away.
     """
     rows = len(evidence.rows)
     drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
     performance = _performance(baseline, evidence, settings)
+    hidden = not_logged(settings.privacy, baseline.spec.columns)
+    found = _carried(baseline, reference, evidence, performance, predict, hidden)
     ages = staleness.ages(
         at=at,
         registered=facts.registered,
@@ -153,6 +163,7 @@ def run_check(
         quality=issues,
         drift=drifts,
         performance=performance,
+        causes=found.causes,
         staleness=ages,
         promoted=facts.promoted,
         label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
@@ -175,7 +186,9 @@ def run_check(
         findings=findings,
         provisional=provisional,
         labels=_labels(baseline, evidence),
-        not_logged=not_logged(settings.privacy, baseline.spec.columns),
+        not_logged=hidden,
+        causes=found.causes,
+        causes_why="; ".join(part for part in (found.why, *found.notes) if part),
     )
 
 
@@ -211,27 +224,35 @@ def _data(
     at: datetime,
 ) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
     """Drift and quality of the window, and why the thresholds are provisional."""
-    rows, spec, columns = len(evidence.rows), baseline.spec, baseline.calibration.columns
-    # Another version's outputs say nothing of this one's; inputs are everybody's.
-    mine = only_version(evidence.rows, facts.version)
-    window = read_columns(spec, evidence.rows.inputs, None)
-    answers = read_columns(spec, mine.inputs, mine.outputs)
-    window |= {key: values for key, values in answers.items() if key.startswith("output:")}
+    rows, spec = len(evidence.rows), baseline.spec
     hidden = not_logged(settings.privacy, spec.columns)
-    profiles = tuple(p for p in baseline.columns if p.role == "output" or p.column not in hidden)
-    tests = sum(drift.tests_of(profile) for profile in profiles)
-    checks = span(settings.check_every)
-    drifts = drift.measure(
-        profiles,
-        columns,
-        sorted_reference(baseline, reference),
-        window,
-        alpha=thresholds.alpha(settings.false_alarms_per_quarter, checks, tests),
+    profiles = [p for p in baseline.columns if p.role == "output" or p.column not in hidden]
+    inputs = [profile for profile in profiles if profile.role == "input"]
+    window = read_columns(spec, evidence.rows.inputs, None) | _own_outputs(spec, evidence, facts)
+    reference_counts = reference_of(baseline)
+    span_ = span(settings.window)
+    times = evidence.rows.meta["time"].to_numpy("datetime64[us]")
+    moments = times.astype(np.int64) / 1e6
+    budget = drift.Budget(
+        false_alarms=settings.false_alarms_per_quarter,
+        every=span(settings.check_every),
+        window=span_,
         min_rows=settings.min_rows,
     )
-    inputs = [profile for profile in profiles if profile.role == "input"]
+    drifts = drift.measure(
+        reference_counts,
+        profiles,
+        sorted_reference(baseline, reference),
+        drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
+        budget,
+    )
     issues = quality.inspect(
-        inputs, columns, window, settings.quality, rows=rows, min_rows=settings.min_rows
+        inputs,
+        {p.key: reference_counts.spread(p.key, span_, rows) for p in inputs},
+        window,
+        settings.quality,
+        rows=rows,
+        min_rows=settings.min_rows,
     )
     after = settings.no_data_after
     silent = quality.silence(
@@ -240,8 +261,27 @@ def _data(
         rows=rows,
         after=span(after) if after else 2 * span(settings.window),
     )
-    provisional = thresholds.provisional(baseline.calibration, rows) if rows else ""
+    provisional = provisional_of(baseline.calibration, span_) if rows else ""
     return drifts, (*([silent] if silent else ()), *issues), provisional
+
+
+def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict[str, Values]:
+    """The outputs of this version's rows; another version's say nothing of it.
+
+    Rows of other versions are there, without a value.
+    """
+    mine = (evidence.rows.meta["version"] == facts.version).to_numpy(dtype=bool)
+    own = only_version(evidence.rows, facts.version)
+    found = read_columns(spec, own.inputs, own.outputs)
+    spread = {}
+    for key, values in found.items():
+        if key.startswith("output:"):
+            present = np.zeros(len(mine), dtype=bool)
+            present[mine] = values.present
+            spread[key] = Values(
+                values.values, present, values.missing, values.invalid, values.example
+            )
+    return spread
 
 
 def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings) -> Performance:
@@ -267,6 +307,28 @@ def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings
     why = "; ".join(part for part in (found.why, text) if part)
     bad = found.bad_labels + int(early.sum())
     return msgspec.structs.replace(found, why=why, bad_labels=bad)
+
+
+def _carried(
+    baseline: Baseline,
+    reference: pd.DataFrame,
+    evidence: Evidence,
+    performance: Performance,
+    predict: Predict | None,
+    hidden: tuple[str, ...],
+) -> Causes:
+    """What carries the loss, where it is worse than tolerated; nothing is looked for elsewhere."""
+    if performance.worse is not True:
+        return Causes()
+    rows = _only(evidence.labelled, ~labels.before_prediction(evidence.labelled.meta))
+    return carried(
+        baseline,
+        reference,
+        rows,
+        cast("Metric", performance.metric),
+        predict=predict,
+        hidden=frozenset(hidden),
+    )
 
 
 def chosen_metric(spec: ModelSpec, settings: ModelSettings) -> Metric:

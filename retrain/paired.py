@@ -107,10 +107,11 @@ def _answers(
     wanted: np.ndarray,
     settings: ModelSettings,
 ) -> np.ndarray:
-    from registry.loading import load_estimator, predict
+    from registry.loading import predict
 
-    folder = registry.fetch(registry.get(spec.name, version))
-    estimator = load_estimator(folder, trust_pickle=settings.trust_pickle)
+    estimator = registry.estimator(
+        registry.get(spec.name, version), trust_pickle=settings.trust_pickle
+    )
     inputs: pd.DataFrame = rows.inputs.iloc[wanted].reset_index(drop=True)
     found: np.ndarray = predict(estimator, spec, input_columns(spec, inputs))[
         list(spec.outputs)

@@ -16,8 +16,8 @@ the same transaction that it does and that nobody has ended the run (`fence`). S
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -75,6 +75,10 @@ class RunState(Struct, frozen=True, kw_only=True):
         return self.state not in ("running", "waiting")
 
 
+#: Does one step at a moment of the model's time and of the wall's; False when it has to wait.
+Step = Callable[["RunContext", RunState, datetime, datetime], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
     """What a run works with; made anew by every process that advances one.
@@ -93,6 +97,8 @@ class RunContext:
     tell: Callable[[str, str], None] = lambda kind, text: None
     user_folder: Path | None = None  # where a user's trainer module lies
     threads: int = 0  # that the trainer may use; 0 takes half the cores
+    #: Steps done otherwise than by `retrain.steps`: a replay trains in its own process, on no disk.
+    steps: Mapping[StepName, Step] = field(default_factory=dict)
     guard: Callable[[sa.Connection], None] = lambda tx: None
     beat: Callable[[], None] = lambda: None
 
@@ -115,16 +121,9 @@ def start(
     """Begin a run, unless the model has an unfinished one; returns its id, or None."""
     with ledger.write() as tx:
         return start_in(
-            tx,
-            ledger,
-            model,
-            trigger=trigger,
-            reason=reason,
-            by=by,
-            champion=champion,
-            incident_id=incident_id,
-            at=at,
-        )
+            tx, ledger, model, trigger=trigger, reason=reason, by=by, champion=champion,
+            incident_id=incident_id, at=at,
+        )  # fmt: skip
 
 
 def start_in(
@@ -383,15 +382,16 @@ def result_of(ledger: Ledger, run_id: str, name: StepName, kind: type[T]) -> T:
 
 def step_text(ledger: Ledger, run_id: str, name: StepName) -> str:
     """The raw result of a step; empty when there is none."""
-    table = schema.run_steps
-    query = sa.select(table.c.result).where(table.c.run_id == run_id, table.c.name == name)
-    with ledger.read() as tx:
-        return str(tx.scalar(query) or "")
+    return _of_step(ledger, schema.run_steps.c.result, run_id, name)
 
 
 def step_error(ledger: Ledger, run_id: str, name: StepName) -> str:
     """What a step said when it could not be done; empty when it said nothing."""
+    return _of_step(ledger, schema.run_steps.c.error, run_id, name)
+
+
+def _of_step(ledger: Ledger, column: sa.Column[str], run_id: str, name: StepName) -> str:
     table = schema.run_steps
-    query = sa.select(table.c.error).where(table.c.run_id == run_id, table.c.name == name)
     with ledger.read() as tx:
+        query = sa.select(column).where(table.c.run_id == run_id, table.c.name == name)
         return str(tx.scalar(query) or "")

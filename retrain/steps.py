@@ -86,7 +86,7 @@ def take(context: RunContext, run: RunState, *, at: datetime, wall: datetime) ->
         rollout.end(context, run, "failed", f"{outcome}: {error}" if error else outcome, at=at)
         return False
     try:
-        return _DO[name](context, run, at, wall)
+        return context.steps.get(name, _DO[name])(context, run, at, wall)
     except LeaseLost:
         raise
     except (TooLittle, Conflict) as error:

@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
+    from shelflife.backtest.command import options as backtest_options
     from shelflife.log_command import options as log_options
 
     common = _Parser(add_help=False)
@@ -63,6 +64,16 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("model")
     check.add_argument("--at", metavar="TIME", help="as of this moment; nothing is recorded then")
     check.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} unless healthy")
+    compared = add("compare", "compare two files with no service at all")
+    compared.add_argument("reference", metavar="REFERENCE", help="Parquet or CSV")
+    compared.add_argument("current", metavar="CURRENT", help="Parquet or CSV")
+    compared.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these")
+    compared.add_argument(
+        "--error-rate", type=float, default=0.05, metavar="RATE",
+        help="chance that two alike samples are called drifted (%(default)s)",
+    )  # fmt: skip
+    compared.add_argument("--html", metavar="FILE", help="write Evidently's report, too (seconds)")
+    compared.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} on drift")
     retrain = add("retrain", "retrain now; the gate still decides", who)
     retrain.add_argument("model")
     retrain.add_argument("--no-wait", action="store_true", help="leave the rest to `watch`")
@@ -78,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
             listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
@@ -87,6 +99,8 @@ _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
 VERBS = ("approve", "reject", "resume", "abandon")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
+#: Commands that must not pay for the imports of the others.
+_MODULES = {"compare": "shelflife.compare_command"}
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)
 
@@ -140,10 +154,11 @@ def _import(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = parser().parse_args(arguments)
-    from shelflife import command_line
+    from importlib import import_module
 
-    run: Command = getattr(command_line, f"do_{given.command}")
     try:
+        module = import_module(_MODULES.get(given.command, "shelflife.command_line"))
+        run: Command = getattr(module, f"do_{given.command}")
         return run(given)
     except (SettingsError, InputError, NotFound) as error:
         return _fail(given.command, error, USAGE)

@@ -245,6 +245,12 @@ def do_runs(given: argparse.Namespace) -> int:
     return OK
 
 
+def do_backtest(given: argparse.Namespace) -> int:
+    from shelflife.backtest.command import run
+
+    return run(given)
+
+
 def _decide(given: argparse.Namespace) -> int:
     """`shelflife runs approve ID` and its like; what is decided is carried out here."""
     from shelflife import actions

@@ -15,17 +15,17 @@ log = logging.getLogger("shelflife.housekeeping")
 
 def tidy(service: Service, *, now: datetime) -> None:
     """Retention, compaction and a sweep. A store that does not answer delays all of it."""
-    for model in service.log.models():
+    for model in service.inference_log.models():
         try:
             gone = retain(service, model, now=now)
-            merged = service.log.compact(model, at=now)
+            merged = service.inference_log.compact(model, at=now)
         except ShelflifeError as error:
             log.warning("log_not_tidied", extra={"model": model, "error": str(error)})
             continue
         if merged or (gone and gone.rows):
             rows = gone.rows if gone else 0
             log.info("log_tidied", extra={"model": model, "merged": merged, "deleted_rows": rows})
-    swept = service.log.sweep(at=now)
+    swept = service.inference_log.sweep(at=now)
     if swept:
         log.warning("orphans_swept", extra={"files": len(swept), "first": swept[0]})
 
@@ -35,4 +35,4 @@ def retain(service: Service, model: str, *, now: datetime) -> Forgotten | None:
     kept = service.model(model).retention
     if kept is None:
         return None
-    return service.log.retain(model, since=now - span(kept), at=now)
+    return service.inference_log.retain(model, since=now - span(kept), at=now)

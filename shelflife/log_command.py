@@ -63,7 +63,7 @@ def run(given: argparse.Namespace, who: str) -> int:
 
 
 def _models(service: Service, named: list[str]) -> list[str]:
-    known = service.log.models()
+    known = service.inference_log.models()
     for name in named:
         if name not in known:
             raise NotFound("model in the log", name, f"it holds: {', '.join(known) or 'nothing'}")
@@ -71,10 +71,17 @@ def _models(service: Service, named: list[str]) -> list[str]:
 
 
 def _status(service: Service, models: list[str]) -> tuple[Any, str]:
-    found, lines = {}, [f"segments in {service.log.storage.address}"]
+    found, lines = {}, [f"segments in {service.inference_log.storage.address}"]
     for model in models:
-        counts, size = service.log.counts(model), service.log.segment_bytes(model)
-        found[model] = {"counts": counts, "bytes": size, "sampled": service.log.sampled(model)}
+        counts, size = (
+            service.inference_log.counts(model),
+            service.inference_log.segment_bytes(model),
+        )
+        found[model] = {
+            "counts": counts,
+            "bytes": size,
+            "sampled": service.inference_log.sampled(model),
+        }
         lines.append(
             f"{model}: {counts.predictions:,} predictions ({counts.hot:,} hot, "
             f"{counts.segments:,} segments of {size / 1e6:,.1f} MB), {counts.labels:,} labelled, "
@@ -91,14 +98,14 @@ def _status(service: Service, models: list[str]) -> tuple[Any, str]:
 def _seal(service: Service, models: list[str]) -> tuple[Any, str]:
     from shelflife.service import wall_clock
 
-    moved = service.log.seal(before=wall_clock())
+    moved = service.inference_log.seal(before=wall_clock())
     return {"rows": moved}, f"{moved:,} rows sealed"
 
 
 def _compact(service: Service, models: list[str]) -> tuple[Any, str]:
     from shelflife.service import wall_clock
 
-    merged = {model: service.log.compact(model, at=wall_clock()) for model in models}
+    merged = {model: service.inference_log.compact(model, at=wall_clock()) for model in models}
     return merged, "\n".join(f"{model}: {n:,} segments merged" for model, n in merged.items())
 
 
@@ -119,7 +126,7 @@ def _retain(service: Service, models: list[str]) -> tuple[Any, str]:
 def _verify(service: Service, models: list[str]) -> tuple[Any, str]:
     from shelflife.service import wall_clock
 
-    found = [v for model in models for v in service.log.verify(model, at=wall_clock())]
+    found = [v for model in models for v in service.inference_log.verify(model, at=wall_clock())]
     bad = [each for each in found if each.state != "intact"]
     lines = [f"{len(found) - len(bad):,} of {len(found):,} segments are intact"]
     return found, "\n".join([*lines, *(f"{v.state}: {v.path} ({v.rows:,} rows)" for v in bad)])
@@ -138,7 +145,9 @@ def _forget(service: Service, given: argparse.Namespace, who: str) -> tuple[Any,
     from shelflife.service import wall_clock
 
     ids = [name for each in given.id for name in (_stdin() if each == "-" else [each])]
-    gone = service.log.forget(given.model, ids, at=wall_clock(), reason=given.reason, by=who)
+    gone = service.inference_log.forget(
+        given.model, ids, at=wall_clock(), reason=given.reason, by=who
+    )
     clean = service.ledger.scrub(whole=given.vacuum)
     text = (
         f"{gone.rows:,} rows and {gone.labels:,} labels deleted, "
@@ -157,5 +166,5 @@ def _stdin() -> list[str]:
 def _sweep(service: Service) -> tuple[Any, str]:
     from shelflife.service import wall_clock
 
-    swept = service.log.sweep(at=wall_clock())
+    swept = service.inference_log.sweep(at=wall_clock())
     return {"files": swept}, f"{len(swept):,} orphaned files deleted"

@@ -34,13 +34,8 @@ def advance(
     if run_id is None:
         tell_news(service, model, at=at)  # a process that ended a run died before it told
         return None
-    context = run.RunContext(
-        registry=service.registry,
-        ledger=service.ledger,
-        log=service.log,
-        settings=service.model(model),
-        home=service.home,
-        user_folder=service.folder,
+    context = service.run_context(
+        model,
         guard=lease.guard if lease is not None else _unguarded,
         beat=_alive(service, run_id),
     )

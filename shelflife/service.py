@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,12 @@ from monitor.log.storage import open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
+    import sqlalchemy as sa
 
     from monitor.baseline import Baseline
+    from monitor.log.records import SampleLog
     from registry.versions import Registry, Version
+    from retrain.run import RunContext
 
 SETTINGS_FILE = "shelflife.yaml"
 
@@ -63,8 +67,14 @@ class Service:
     def ledger(self) -> Ledger:
         return Ledger(self.settings.ledger_url).create()
 
+    @property
+    def log(self) -> SampleLog:
+        """The inference log as everybody reads and writes it."""
+        return self.inference_log
+
     @cached_property
-    def log(self) -> InferenceLog:
+    def inference_log(self) -> InferenceLog:
+        """The log with its store, for those who look after it."""
         settings = self.settings
         rules = {
             name: _rule(model, f"models.{name}.privacy") for name, model in settings.models.items()
@@ -127,6 +137,27 @@ class Service:
             dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
+        )
+
+    def run_context(
+        self,
+        model: str,
+        *,
+        guard: Callable[[sa.Connection], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> RunContext:
+        """What a retraining run of the model works with."""
+        from retrain.run import RunContext
+
+        return RunContext(
+            registry=self.registry,
+            ledger=self.ledger,
+            log=self.log,
+            settings=self.model(model),
+            home=self.home,
+            user_folder=self.folder,
+            guard=guard,
+            beat=beat,
         )
 
     @property

@@ -60,6 +60,9 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
+    if found.causes_why:
+        lines.append(f"  what carries the loss: {found.causes_why}")
     if found.labels:
         lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
@@ -87,12 +90,13 @@ def _drift(found: CheckResult) -> list[str]:
 
 
 def _column(column: ColumnDrift) -> str:
-    parts = [
-        f"{each.name} {number(each.value)} (line {number(each.threshold)})"
-        for each in column.statistics
-        if each.alarm
-    ]
-    return f"drift in {column.column}: {', '.join(parts)}, n {column.n:,}"
+    from monitor.measure.drift import DECIDING
+    from monitor.wording import told
+
+    # The test that decided first, then how much.
+    crossed = [each for each in column.statistics if each.alarm]
+    crossed.sort(key=lambda each: each.name not in DECIDING)
+    return f"drift in {column.column}: {'; '.join(map(told, crossed))}, n {column.n:,}"
 
 
 def registered(version: Version, baseline: Baseline) -> str:

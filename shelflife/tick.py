@@ -29,7 +29,9 @@ from monitor.verdict import judged_causes
 from registry import promotion
 from registry.promotion import observe
 from retrain import evidence as evidences
-from retrain import policy, run, watch
+from retrain import observing, policy, run, watch
+from retrain.probe import Observation
+from shelflife.asking import asking
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -64,7 +66,16 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
-    return checks.run_check(baseline, reference, evidence, history, facts, settings, at=at)
+    return checks.run_check(
+        baseline,
+        reference,
+        evidence,
+        history,
+        facts,
+        settings,
+        at=at,
+        predict=asking(service, version, baseline.spec),
+    )
 
 
 def tick(
@@ -79,7 +90,8 @@ def tick(
     if champion is None:
         return None
     result = measure(service, champion, at=at)
-    decision = decide(service, champion, result, at=at)
+    seen = observation(service, champion, result, at=at)
+    decision = decide(service, champion, result, seen, at=at)
     context = _context(service, champion, decision, at)
     past = _rescore(service, champion, result, at)
     with service.ledger.write() as tx:
@@ -88,6 +100,8 @@ def tick(
         check_id = checks.record(tx, result)
         if past is not None:
             scores.record(tx, service.ledger, past)
+        if seen is not None:
+            observing.record(tx, service.ledger, model, champion.version, seen)
         changes = incidents.apply(
             tx,
             service.ledger,
@@ -136,10 +150,52 @@ def _rescore(
     return scores.rescore(service.ledger, service.log, spec, metric, settings, at=at, late=late)
 
 
-def decide(
+def observation(
     service: Service, champion: Version, result: CheckResult, *, at: datetime
+) -> Observation | None:
+    """What the labels that are new since the last observation say, if it is time for the next.
+
+    Rows of a broken feed teach nothing and are not judged: they wait until it is whole again.
+    """
+    settings = service.model(champion.model)
+    baseline, reference = service.baseline(champion)
+    metric = settings.metric or baseline.spec.metric
+    expected = observing.expected_loss(baseline, metric)
+    if expected is None or result.state == "broken_feed":
+        return None
+    refused = evidences.refusals(service.ledger, champion.model, champion.version, at=at)
+    fresh = refused.fresh
+    return observing.look(
+        service.ledger,
+        service.log,
+        baseline,
+        reference,
+        champion.version,
+        settings,
+        promoted=_promoted(service, champion, at),
+        normal=observing.Normal(
+            expected=expected,
+            refused_at=refused.at,
+            fresh=fresh**2 if fresh is not None and metric == "rmse" else fresh,
+        ),
+        eager=result.state == "decaying",
+        at=at,
+    )
+
+
+def decide(
+    service: Service,
+    champion: Version,
+    result: CheckResult,
+    seen: Observation | None = None,
+    *,
+    at: datetime,
 ) -> policy.Decision:
-    """What the policy says to a check's result; reads, and writes nothing."""
+    """What the policy says to a check's result; reads, and writes nothing.
+
+    Args:
+        seen: the observation of this moment, if there is one.
+    """
     settings = service.model(champion.model)
     baseline, _ = service.baseline(champion)
     promoted, found = _watch(service, champion, at)
@@ -151,6 +207,8 @@ def decide(
         settings,
         trained_until=baseline.trained_until,
         promoted=_promoted(service, champion, at),
+        expected=observing.expected_loss(baseline, settings.metric or baseline.spec.metric),
+        seen=seen,
         rollback=found.reason if harmful else "",
         at=at,
     )

@@ -46,7 +46,7 @@ def made() -> tuple[Baseline, pd.DataFrame]:
     outputs = pd.DataFrame({"probability": p})
     baseline = build(
         spec, inputs, outputs, y, times, created=START, how="holdout", trained_until=START,
-        window_rows=280,
+        every=DAY, window=7 * DAY,
     )  # fmt: skip
     return baseline, reference_sample(inputs, outputs, y, times)
 
@@ -154,7 +154,10 @@ def test_a_healthy_week(log: InferenceLog, made: tuple[Baseline, pd.DataFrame]) 
     assert result.performance.coverage == 1.0
     assert result.performance.worse is False
     assert [c.column for c in result.drift] == ["age", "country", "probability"]
-    assert result.provisional == ""
+    assert result.provisional == (
+        "the baseline spans 3 check windows, fewer than the 8 that thresholds need; its natural "
+        "variation is extrapolated from shorter blocks"
+    )
     assert result.staleness.label_lag == LAG.total_seconds()
     assert result.staleness.model == 14 * 86400
 
@@ -246,10 +249,11 @@ def test_the_settings_metric_is_watched_where_the_task_has_it(
 def test_a_short_baseline_is_said_to_be_provisional(
     log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
 ) -> None:
-    fill(log, days=range(14), per_day=47)
-    assert run(log, made, START + 14 * DAY).provisional == ""
-    fill(log, days=range(7, 14), per_day=47, version="1b", seed=8)
-    assert "holds 4.56 windows of 658 rows" in run(log, made, START + 14 * DAY).provisional
+    fill(log, days=range(14))
+    daily = msgspec.structs.replace(SETTINGS, window="2d")
+    assert run(log, made, START + 14 * DAY, settings=daily).provisional == ""
+    weekly = run(log, made, START + 14 * DAY)
+    assert weekly.provisional.startswith("the baseline spans 3 check windows, fewer than the 8")
 
 
 HOSTILE: list[dict[str, Any]] = [
