@@ -100,6 +100,7 @@ def promote(
         if champion is not None and champion.version == version:
             move = _intent(ledger, target)
             if move is not None and move.run_id == run_id:
+                _mend_previous(registry, champion, move.previous)
                 _finish(registry, ledger, lease, target, move, now)
                 return
             if expected == version:
@@ -156,7 +157,7 @@ def observe(
                 run_id=None,
                 token=lease.token,
             )
-            _mend_previous(registry, champion, before)
+        _mend_previous(registry, champion, before)  # whoever moved it may not have come to that
         _finish(registry, ledger, lease, champion, move, now)
     return registry.get(model, champion.version)
 

@@ -382,15 +382,16 @@ def result_of(ledger: Ledger, run_id: str, name: StepName, kind: type[T]) -> T:
 
 def step_text(ledger: Ledger, run_id: str, name: StepName) -> str:
     """The raw result of a step; empty when there is none."""
-    table = schema.run_steps
-    query = sa.select(table.c.result).where(table.c.run_id == run_id, table.c.name == name)
-    with ledger.read() as tx:
-        return str(tx.scalar(query) or "")
+    return _of_step(ledger, schema.run_steps.c.result, run_id, name)
 
 
 def step_error(ledger: Ledger, run_id: str, name: StepName) -> str:
     """What a step said when it could not be done; empty when it said nothing."""
+    return _of_step(ledger, schema.run_steps.c.error, run_id, name)
+
+
+def _of_step(ledger: Ledger, column: sa.Column[str], run_id: str, name: StepName) -> str:
     table = schema.run_steps
-    query = sa.select(table.c.error).where(table.c.run_id == run_id, table.c.name == name)
     with ledger.read() as tx:
+        query = sa.select(column).where(table.c.run_id == run_id, table.c.name == name)
         return str(tx.scalar(query) or "")
