@@ -86,9 +86,10 @@ def _number(feature: Feature, value: Scalar) -> float:
 
 def _integer(feature: Feature, value: Scalar) -> int:
     number = _number(feature, value)
-    if number != int(number) or abs(number) >= 2**63:
+    whole = value if isinstance(value, int) else int(number)  # a float holds 53 bits of an integer
+    if number != int(number) or not -(2**63) <= whole < 2**63:
         raise InputError(feature.name, value, "a whole number within 64 bits")
-    return int(number)
+    return whole
 
 
 def _text(feature: Feature, value: Scalar) -> str:
