@@ -221,7 +221,7 @@ class Demo:
         self._reporting = render
 
     def _carry_run(self, service: Service, at: datetime) -> None:
-        deadline = time.monotonic() + _READY
+        deadline = time.monotonic() + 3 * _READY  # a promotion's lease may have to run out
         while (state := advance(service, story.MODEL, at=at, wall=wall_clock())) is not None:
             if state.state != "running":
                 kind = {"promoted": "promoted", "refused": "rejected"}.get(state.state, state.state)
