@@ -80,7 +80,7 @@ defaults:                     # for every model, unless its own section says oth
   #   out_of_range_share: 0.5 # share of values beyond ten times the range that does
   retrain:
     mode: auto                # auto, approve (a person promotes) or never (only told)
-    policy: default           # never, every:N (windows), drift_share[:X], threshold[:X]
+    policy: default           # never, every:N, drift_share[:X], threshold[:X]
     cooldown: 7d
     # budget_per_quarter: 12
     # min_new_labels: 200

@@ -130,7 +130,9 @@ def test_no_label_is_used_before_its_time() -> None:
         assert all(window.known == 0 for window in one.windows[2:])
         assert all(window.labelled == window.rows for window in one.windows)
     assert found.summary["every:1"]["mean_loss"] > 0.3
-    assert run(frame.drop(columns="known"), policies=["every:1"]).summary["every:1"]["mean_loss"] < 0.2
+    assert (
+        run(frame.drop(columns="known"), policies=["every:1"]).summary["every:1"]["mean_loss"] < 0.2
+    )
 
 
 def test_a_label_delay_counts_to_the_microsecond() -> None:
