@@ -74,7 +74,7 @@ class Bare:
         self.insert = f"INSERT INTO p ({_NAMES}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
     def prepare(self, batch: list[Prediction]) -> Any:
-        return [(*row, micros(T0)) for row in encode(batch)]
+        return encode(batch, T0)
 
     def append(self, ready: Any) -> None:
         self.connection.execute("BEGIN IMMEDIATE")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -20,18 +21,27 @@ from core.times import EPOCH, micros
 from monitor.log.hot import key
 from monitor.log.records import Prediction, Role
 
-#: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON).
-Encoded = tuple[str, str, str, str, str, str, int, str, str]
+#: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON),
+#: received (µs).
+Encoded = tuple[str, str, str, str, str, str, int, str, str, int]
 
 _COLUMNS = "model, source, event_id, prediction_id, version, role, time, inputs, outputs, received"
-_SQLITE = (
-    f"INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-    " ON CONFLICT DO NOTHING"
-)
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+#: One statement for many rows is a sixth faster than one each; SQLite before 3.32 takes at most 999
+#: parameters.
+_CHUNK = 99
+
+
+def _into(rows: int) -> str:
+    values = ", ".join([_ROW] * rows)
+    return f"INSERT INTO predictions ({_COLUMNS}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
+
+
+_ONE, _MANY = _into(1), _into(_CHUNK)
 _POSTGRES = (
     f"INSERT INTO predictions ({_COLUMNS})"  # noqa: S608
-    " SELECT *, %s::bigint FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::text[], %s::bigint[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING"
+    " SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[],"
+    " %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bigint[]) ON CONFLICT DO NOTHING"
 )
 _SEALED = {
     True: "SELECT event FROM sealed_keys WHERE event IN (SELECT value FROM json_each(?))",
@@ -45,8 +55,9 @@ _encoder = msgspec.json.Encoder()
 _json = _encoder.encode
 
 
-def encode(rows: Sequence[Prediction]) -> list[Encoded]:
+def encode(rows: Sequence[Prediction], received: datetime) -> list[Encoded]:
     """Rows as the hot table holds them."""
+    moment = micros(received)
     return [
         (
             row.model,
@@ -58,6 +69,7 @@ def encode(rows: Sequence[Prediction]) -> list[Encoded]:
             _micros(row.time),
             inputs,
             outputs,
+            moment,
         )
         for row, inputs, outputs in zip(
             rows,
@@ -96,16 +108,16 @@ class Columns(Struct, frozen=True, kw_only=True):
     event_ids: Sequence[str] | None = None  # the ids when not given
 
 
-def encode_columns(columns: Columns) -> list[Encoded]:
+def encode_columns(columns: Columns, received: datetime) -> list[Encoded]:
     """Columns as the hot table holds them, without a struct per row.
 
     Raises:
         ValueError: columns of different lengths.
     """
     c = columns
-    fixed = (c.version, c.role)
+    fixed, moment = (c.version, c.role), micros(received)
     return [
-        (c.model, c.source, event or identity, identity, *fixed, time, inputs, outputs)
+        (c.model, c.source, event or identity, identity, *fixed, time, inputs, outputs, moment)
         for event, identity, time, inputs, outputs in zip(
             c.event_ids or c.ids,
             c.ids,
@@ -125,7 +137,7 @@ def _objects(columns: Mapping[str, Sequence[object]], length: int) -> list[str]:
     return _lines([dict(zip(names, values, strict=True)) for values in rows])
 
 
-def commit(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
+def commit(ledger: Ledger, rows: Sequence[Encoded]) -> int:
     """Commit rows in one transaction; events that are hot or sealed already are skipped.
 
     Returns how many were new.
@@ -133,26 +145,29 @@ def commit(ledger: Ledger, rows: Sequence[Encoded], received: datetime) -> int:
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
-    moment = micros(received)
     with ledger.write_raw() as cursor:
-        if ledger.sqlite:
-            return _into_sqlite(cursor, rows, moment)
-        return _into_postgres(cursor, rows, moment)
+        return _into_sqlite(cursor, rows) if ledger.sqlite else _into_postgres(cursor, rows)
 
 
-def _into_sqlite(cursor: Any, rows: Sequence[Encoded], received: int) -> int:
+def _into_sqlite(cursor: Any, rows: Sequence[Encoded]) -> int:
     # The write lock is ours, so nobody seals between the look and the insert.
     if cursor.execute("SELECT 1 FROM sealed_keys LIMIT 1").fetchone() is not None:
         sealed = _sealed(cursor, rows, sqlite=True)
         rows = [row for row in rows if _event(row) not in sealed] if sealed else rows
-    cursor.executemany(_SQLITE, [(*row, received) for row in rows])
-    return max(int(cursor.rowcount), 0)
+    new, whole = 0, len(rows) - len(rows) % _CHUNK
+    for start in range(0, whole, _CHUNK):
+        cursor.execute(_MANY, list(chain.from_iterable(rows[start : start + _CHUNK])))
+        new += cursor.rowcount
+    if whole < len(rows):
+        cursor.executemany(_ONE, rows[whole:])
+        new += cursor.rowcount
+    return new
 
 
-def _into_postgres(cursor: Any, rows: Sequence[Encoded], received: int) -> int:
+def _into_postgres(cursor: Any, rows: Sequence[Encoded]) -> int:
     # In order of the key: two workers with the same events must not deadlock.
     ordered = sorted(rows, key=itemgetter(2, 1))
-    cursor.execute(_POSTGRES, (received, *map(list, zip(*ordered, strict=True))))
+    cursor.execute(_POSTGRES, [list(column) for column in zip(*ordered, strict=True)])
     new = int(cursor.rowcount)
     # Only now, when no row of ours can be sealed under another's hands: what was sealed before the
     # insert is visible to this statement, so that a replayed event cannot slip in between.

@@ -39,13 +39,13 @@ class InferenceLog:
         """See `SampleLog.append`."""
         if not rows:
             return 0
-        return commit(self.ledger, encode(rows), received)
+        return commit(self.ledger, encode(rows, received))
 
     def append_columns(self, columns: Columns, *, received: datetime) -> int:
         """`append` for rows that come as columns (Arrow, Parquet): no struct is made per row."""
         if not columns.ids:
             return 0
-        return commit(self.ledger, encode_columns(columns), received)
+        return commit(self.ledger, encode_columns(columns, received))
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""
