@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test chaos install check format lint types screenshots clean help
+.PHONY: demo test chaos fuzz install check format lint types screenshots clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,8 +15,11 @@ demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EX
 test: $(VENV)/.development  ## the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(VENV)/.development  ## 200 kills, full disks, long locks, 1,000 flipped bits (15 minutes)
-	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos --log-cli-level=INFO $(ARGS)
+chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (an hour)
+	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py --log-cli-level=INFO $(ARGS)
+
+fuzz: $(VENV)/.development  ## the ways in against generated and damaged requests (half an hour)
+	@FUZZ_EXAMPLES=10000 SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/web/test_decoders.py tests/web/test_document.py $(ARGS)
 
 install: $(VENV)/.development  ## the set-up alone
 

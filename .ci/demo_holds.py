@@ -7,8 +7,8 @@ from pathlib import Path
 found = json.loads(Path(sys.argv[1]).read_text())
 promises = {
     "no request failed": found["requests_failed"] == 0,
-    "every acknowledged row is in the log": found["rows_acknowledged"] == found["rows_in_log"],
-    "every request was acknowledged": found["requests_sent"] == found["rows_acknowledged"],
+    "every acknowledged row is in the log": found["rows_acknowledged"] <= found["rows_in_log"],
+    "no row was shed": found["requests_sent"] == found["rows_in_log"],
     "all 29,083 invoices were asked about": found["requests_sent"] == 29_083,
     "served clearly below frozen": found["brier_served"] < 0.85 * found["brier_frozen"],
     "a run was promoted": found["promotions"] >= 1,

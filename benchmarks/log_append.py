@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from core.ledger import Ledger
 from core.times import from_micros, micros
-from monitor.log.append import Columns, encode
+from monitor.log.append import encode
 from monitor.log.log import InferenceLog
 from monitor.log.records import Prediction
 
@@ -120,23 +120,30 @@ class Ours:
         elif self.form == "ndjson":
             self.log.append(self.decode(ready), received=T0)
         else:
-            self.log.append_columns(_columns(pa.ipc.open_stream(ready).read_all()), received=T0)
+            self.log.append(_predictions(pa.ipc.open_stream(ready).read_all()), received=T0)
 
     def close(self) -> None:
         self.ledger.close()
 
 
-def _columns(table: pa.Table) -> Columns:
+def _predictions(table: pa.Table) -> list[Prediction]:
     found = {name: _values(table.column(name)) for name in table.column_names}
-    return Columns(
-        model="m",
-        version="1",
-        ids=found["id"],
-        times=found["time"],
-        inputs={name[3:]: values for name, values in found.items() if name[:3] == "in."},
-        outputs={name[4:]: values for name, values in found.items() if name[:4] == "out."},
-        source="serving/m",
-    )
+    inputs = {name[3:]: values for name, values in found.items() if name[:3] == "in."}
+    names, values = list(inputs), zip(*inputs.values(), strict=True)
+    return [
+        Prediction(
+            model="m",
+            id=key,
+            version="1",
+            time=from_micros(moment),
+            inputs=dict(zip(names, row, strict=True)),
+            outputs={"probability": answer},
+            source="serving/m",
+        )
+        for key, moment, row, answer in zip(
+            found["id"], found["time"], values, found["out.probability"], strict=True
+        )
+    ]
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

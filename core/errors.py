@@ -3,10 +3,14 @@
     ShelflifeError
     ├── SettingsError        the YAML file is wrong: key, value, what was expected, line
     ├── InputError           a caller's data is wrong: field, value, what was expected
-    │   └── TooLarge         ... and too big to be read at all
+    │   ├── TooLarge         ... and too big to be read at all
+    │   ├── TooSlow          ... and did not come in time
+    │   └── Unsupported      ... and in a format that nobody here reads
     ├── NotFound             a model, version, incident or run that does not exist
     ├── NotReady             it exists, but cannot answer yet
+    │   └── Busy             too much is under way; the same request will do later
     ├── CorruptSegment       a sealed file does not match its recorded hash
+    ├── StoreUnavailable     the folder or bucket of the segments does not answer; nothing is lost
     ├── RegistryError        MLflow could not do or say what was asked
     │   ├── UntrustedArtifact  loading it would run code nobody allowed
     │   └── Conflict           somebody else moved the alias first
@@ -57,6 +61,14 @@ class TooLarge(InputError):
     """A body over the size limit; refused before it is read."""
 
 
+class TooSlow(InputError):
+    """A body that did not come in time."""
+
+
+class Unsupported(InputError):
+    """A media type or content encoding that is not read here."""
+
+
 class NotFound(ShelflifeError):
     """Something asked for by name does not exist."""
 
@@ -69,8 +81,16 @@ class NotReady(ShelflifeError):
     """It exists but cannot answer yet; asking again later is right."""
 
 
+class Busy(NotReady):
+    """Nothing was done because too much is under way, or a store cannot commit at the moment."""
+
+
 class CorruptSegment(ShelflifeError):
     """A sealed segment whose bytes do not match the manifest; it is quarantined, never read."""
+
+
+class StoreUnavailable(ShelflifeError):
+    """The store of the segments cannot be reached or refuses; trying again later is right."""
 
 
 class RegistryError(ShelflifeError):

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from core import schema
 from core.errors import LeaseLost, ShelflifeError
+from core.upgrade import add_missing
 
 _BUSY_MS = 20_000  # how long a writer waits for another before it gives up
 _STEP = 0.001  # seconds between two tries for the write lock, give or take half
@@ -33,6 +34,7 @@ _PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
+    "secure_delete=ON",  # what was deleted is overwritten, see `scrub`
     "cache_size=-16000",
     "wal_autocheckpoint=4000",
 )
@@ -65,14 +67,21 @@ class Ledger:
     def create(self) -> Ledger:
         """Create what is missing of the schema; safe to call at every start, by several at once.
 
+        A ledger of an older shelflife is brought up to the present schema (`core.upgrade`).
+
         Raises:
             ShelflifeError: the database was written by a newer shelflife.
         """
         with self.write() as tx:
             if not self.sqlite:  # CREATE TABLE IF NOT EXISTS races between processes there
                 tx.execute(sa.text("SELECT pg_advisory_xact_lock(7305437)"))
-            schema.metadata.create_all(tx)
+            schema.meta.create(tx, checkfirst=True)
             found = tx.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema"))
+            if found is not None and int(found) < schema.VERSION:
+                add_missing(tx, schema.metadata)
+                mine = schema.meta.c.key == "schema"
+                tx.execute(schema.meta.update().where(mine).values(value=str(schema.VERSION)))
+            schema.metadata.create_all(tx)
             if found is None:
                 tx.execute(schema.meta.insert().values(key="schema", value=str(schema.VERSION)))
             elif int(found) > schema.VERSION:
@@ -211,6 +220,28 @@ class Ledger:
         ]
         if rows:
             tx.execute(statement, rows)
+
+    def scrub(self, *, whole: bool = False) -> bool:
+        """Take deleted rows out of the database's files as far as that is in our hands.
+
+        SQLite: pages are overwritten as rows are deleted; here the write-ahead log, which holds
+        older pages, is emptied. PostgreSQL: dead rows stay until VACUUM, which `whole` runs.
+
+        Args:
+            whole: rewrite the whole SQLite file too; every writer waits as long.
+
+        Returns whether nothing is left to be done; a reader may keep SQLite's log in use.
+        """
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            raw = connection.connection.driver_connection
+            if raw is None:
+                return False
+            if whole:
+                raw.execute("VACUUM")
+            if not self.sqlite:
+                return whole
+            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not busy
 
     def close(self) -> None:
         """Give the connections back."""

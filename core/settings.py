@@ -19,12 +19,19 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_retrain import NUMBER as NUMBER
+from core.settings_retrain import POLICY as POLICY
+from core.settings_retrain import Count as Count
+from core.settings_retrain import Duration as Duration
+from core.settings_retrain import GateSettings as GateSettings
+from core.settings_retrain import Guardrail as Guardrail
+from core.settings_retrain import Positive as Positive
+from core.settings_retrain import RetrainSettings as RetrainSettings
+from core.settings_retrain import RolloutSettings as RolloutSettings
+from core.settings_retrain import SearchSettings as SearchSettings
+from core.settings_retrain import Share as Share
 from core.spec import NAME, Metric
 
-Duration = Annotated[str, Meta(pattern=times.DURATION)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -42,44 +49,6 @@ class Secret:
         return "***"
 
 
-class GateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a candidate counts as better."""
-
-    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
-    """One-sided confidence that the candidate's loss is lower than the champion's."""
-    min_rows: Annotated[int, Meta(ge=20)] = 200
-    """Labelled rows, newer than any training row, that the comparison needs."""
-    max_rows: Annotated[int, Meta(ge=20)] = 1000
-    """At most this many of the newest labelled rows are held out for it."""
-    holdout_share: Annotated[float, Meta(gt=0, lt=0.9)] = 0.15
-    """Share of the labelled rows held out, within those two bounds."""
-
-
-class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether, when and how the model is retrained."""
-
-    mode: Literal["auto", "approve", "never"] = "auto"
-    """`approve`: a person moves the alias or runs `shelflife promote`; `never`: only told."""
-    cooldown: Duration = "7d"
-    """Least time between the starts of two runs."""
-    budget_per_quarter: Count = 12
-    """Most runs in any 90 days."""
-    min_new_labels: Count = 200
-    """Labels newer than the champion's training data that a run needs."""
-    cost_of_run: Positive = 0.2
-    """What a run costs, in expected losses of one check window; decay that has cost more than
-    this since the promotion is worth a run."""
-    rows: Count = 0
-    """Train on at most this many of the newest rows; 0 takes the whole history."""
-    trainer: str = ""
-    """`package.module:function` instead of refitting the champion's own pipeline."""
-    time_limit: Duration = "1h"
-    memory_limit_gb: Positive = 8.0
-    watch: Duration = "60d"
-    """How long a new champion is compared with its predecessor, which a rollback returns to."""
-    gate: GateSettings = field(default_factory=GateSettings)
-
-
 class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the feed counts as broken."""
 
@@ -89,6 +58,19 @@ class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Share of rows with a category the baseline never saw that breaks the feed."""
     out_of_range_share: Share = 0.5
     """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
+
+
+class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which input columns the log may keep; others are neither monitored nor learned from."""
+
+    allow: tuple[str, ...] = ()
+    """Only these columns (and hashed ones) are logged; all of them when empty."""
+    deny: tuple[str, ...] = ()
+    """Never logged: missing in every row."""
+    hash: tuple[str, ...] = ()
+    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
+    key: str = ""
+    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,10 +95,16 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None
     """How late labels are; later ones are missed labels. Measured when not set."""
+    score_width: Duration | None = None
+    """Width of the event-time windows whose realised metric is kept and corrected as labels arrive;
+    a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
+    retention: Duration | None = None
+    """Rows older than this and their labels are deleted; kept for ever when not set."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     durability: Literal["strict", "relaxed"] = "strict"
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     commit_within: Duration = "10ms"
@@ -156,6 +144,21 @@ class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Threads a model may use for one prediction."""
 
 
+class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `/api/v1` takes of predictions and labels from elsewhere."""
+
+    max_body_mb: Positive = 8.0
+    """Largest body, before and after it is decompressed."""
+    max_rows: Annotated[int, Meta(ge=1)] = 20_000
+    """Most rows of one request; they are committed in one transaction, which others wait for."""
+    future: Duration = "10m"
+    """How far ahead of our clock an event time may be; later ones are refused."""
+    pair_within: Duration = "1h"
+    """How long half a CloudEvents pair waits for the other half before it counts as lost."""
+    read_within: Duration = "30s"
+    """How long a caller may take to send a body."""
+
+
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Port = 8501
@@ -179,10 +182,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Folder of everything shelflife keeps; relative to the settings file."""
     ledger: str = ""
     """SQLAlchemy URL of the ledger; SQLite in the home folder when empty."""
+    segments: str = ""
+    """Where sealed rows lie, this ledger's alone: a folder or an fsspec URL (`s3://bucket/prefix`);
+    a folder in `home` when empty. S3's credentials come from the environment."""
+    segments_options: dict[str, Any] = field(default_factory=dict)
+    """Handed to fsspec for `segments`, such as `{endpoint_url: http://minio:9000}`; secrets among
+    them as `env:NAME` or `file:/path`."""
     environment: str = ""
     """Named in messages: staging, production, …"""
     mlflow: MlflowSettings = field(default_factory=MlflowSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     defaults: ModelSettings = field(default_factory=ModelSettings)
@@ -202,6 +212,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.ledger or f"sqlite:///{self.home_path / 'ledger.db'}"
 
     @property
+    def segments_place(self) -> str:
+        return self.segments or str(self.home_path / "segments")
+
+    @property
     def tracking_uri(self) -> str:
         return self.mlflow.tracking_uri or f"sqlite:///{self.home_path / 'mlflow.db'}"
 
@@ -213,6 +227,23 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def span(text: Duration) -> timedelta:
     """A validated duration setting as a timedelta."""
     return times.duration(text)
+
+
+def revealed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with every `env:NAME` and `file:/path` in them replaced by the secret it names.
+
+    Raises:
+        SettingsError: see `secret`.
+    """
+    return {name: _revealed(value) for name, value in options.items()}
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return revealed(value)
+    named = isinstance(value, str) and value.startswith(("env:", "file:"))
+    found = secret(value) if named else None
+    return found.reveal() if found else value
 
 
 def secret(reference: str) -> Secret | None:
@@ -236,7 +267,7 @@ def secret(reference: str) -> Secret | None:
 
 
 def load(path: Path) -> Settings:
-    """Read and validate a settings file; relative `home` is taken from the file's folder.
+    """Read and validate a settings file; folders in it are relative to the file's own.
 
     Raises:
         SettingsError: no such file, not YAML, an unknown key, a value of the wrong type.
@@ -245,7 +276,10 @@ def load(path: Path) -> Settings:
         raise SettingsError("file", str(path), "a settings file; `shelflife init` writes one")
     settings = parse(path.read_text(), file=str(path))
     home = (path.resolve().parent / settings.home).resolve()
-    return msgspec.structs.replace(settings, home=str(home))
+    segments = settings.segments
+    if segments and "://" not in segments:
+        segments = str((path.resolve().parent / segments).resolve())
+    return msgspec.structs.replace(settings, home=str(home), segments=segments)
 
 
 def parse(text: str, *, file: str = "settings") -> Settings:

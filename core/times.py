@@ -53,6 +53,23 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
         raise InputError(field, text, expected) from None
 
 
+def plausible(moment: datetime, *, now: datetime, ahead: timedelta, field: str) -> datetime:
+    """The event time itself, if it may be one: since 1970, and at most a little ahead of now.
+
+    A time ahead by at most `ahead` is kept as it is (clocks differ a little). A later one would sit
+    in windows that are not over yet, so it is refused, not bent to now.
+
+    Raises:
+        InputError: it may not.
+    """
+    if moment > now + ahead:
+        expected = f"at most {iso(now + ahead)} ({spell(ahead)} ahead of our clock)"
+        raise InputError(field, iso(moment), expected)
+    if moment < EPOCH:
+        raise InputError(field, iso(moment), f"{iso(EPOCH)} or later")
+    return moment
+
+
 def iso(moment: datetime) -> str:
     """`2010-10-09T00:00:00Z`; microseconds only where there are any."""
     return utc(moment).isoformat().replace("+00:00", "Z")

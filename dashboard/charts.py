@@ -234,12 +234,6 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
     frame = drift.frame.copy()
     frame["name"] = [words.clean(name, most=60) for name in frame["column"]]
     frame["when"] = [words.clock(at.to_pydatetime()) for at in frame["start"]]
-    frame["said"] = [
-        f"{statistic} {words.number(value)}, threshold {words.number(threshold)}"
-        for statistic, value, threshold in zip(
-            frame["statistic"], frame["value"], frame["threshold"], strict=True
-        )
-    ]
     span = [frame["start"].min(), frame["end"].max()]
     return (
         alt.Chart(frame)
@@ -262,8 +256,8 @@ def drift_chart(drift: DriftMap, colours: Palette) -> Any:
             tooltip=[
                 alt.Tooltip("name:N", title="column"),
                 alt.Tooltip("when:N", title="check"),
-                alt.Tooltip("said:N", title="strongest"),
-                alt.Tooltip("ratio:Q", title="times its threshold", format=".3~g"),
+                alt.Tooltip("said:N", title="strongest test"),
+                alt.Tooltip("ratio:Q", title="times its line", format=".3~g"),
             ],
         )
         .properties(height=len(drift.columns) * _ROW + _AROUND)

@@ -32,6 +32,7 @@ from dashboard.views import (
 )
 from monitor.measure.drift import DECIDING
 from monitor.results import CheckResult, Statistic
+from monitor.wording import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,6 +177,7 @@ def _cells(text: str) -> list[dict[str, Any]]:
                 "statistic": top.name,
                 "value": top.value,
                 "threshold": top.threshold,
+                "said": told(top),
             }
         )
     return cells
@@ -189,7 +191,7 @@ def _folded(cells: list[dict[str, Any]], every: int) -> DriftMap:
     """Only the columns that ever crossed, those that crossed by most (lately, then ever) first."""
     import pandas as pd
 
-    names = ["column", "role", "start", "end", "ratio", "statistic", "value", "threshold"]
+    names = ["column", "role", "start", "end", "ratio", "statistic", "value", "threshold", "said"]
     worst: dict[str, float] = {}
     latest: dict[str, float] = {}
     for cell in cells:

@@ -33,6 +33,7 @@ def show(desk: Desk) -> None:
     if view.row.overdue and view.row.every:
         parts.overdue("This model has", view.row.checked, view.row.every, desk.now)
     _numbers(desk, view)
+    _carried(view)
     _metric(view)
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -123,6 +124,18 @@ def _numbers(desk: Desk, view: ModelView) -> None:
         newest = words.age(ages.prediction) if ages else words.MISSING
         rows = words.count(view.latest.rows) if view.latest else words.MISSING
         _cell("Rows in window", rows, f"newest prediction {newest} before the check")
+
+
+def _carried(view: ModelView) -> None:
+    """What carries the loss, where it is worse than tolerated."""
+    latest = view.latest
+    if latest is None or not (latest.causes or latest.causes_why):
+        return
+    st.subheader("What carries the loss", anchor=False)
+    for cause in latest.causes:
+        st.markdown(f"- {words.plain(cause.text, most=400)}")
+    if latest.causes_why:
+        st.caption(words.plain(latest.causes_why, most=400))
 
 
 def _cell(label: str, value: str, below: str) -> None:

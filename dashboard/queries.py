@@ -38,7 +38,9 @@ SPARK_POINTS = 60
 _LATE = 3  # checks in a row that may be missing before the model counts as unwatched
 _OPEN = ("open", "acknowledged")
 #: In a replayed history the steps of a run begin at one moment: then they come in this order.
-_STEPS = ("dataset", "train", "gate", "register", "promote", "serve")
+_STEPS = (
+    "dataset", "train", "gate", "register", "shadow", "approve", "canary", "promote", "serve",
+)  # fmt: skip
 
 
 def ready(ledger: Ledger) -> None:

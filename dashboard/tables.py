@@ -9,7 +9,9 @@ import streamlit as st
 
 from dashboard import parts, words
 from dashboard.views import ModelRow, ModelView
+from monitor.measure.drift import DECIDING
 from monitor.results import ColumnDrift, QualityIssue
+from monitor.wording import STATISTICS, told
 
 
 def columns(view: ModelView) -> None:
@@ -25,7 +27,8 @@ def columns(view: ModelView) -> None:
         ordered = sorted(latest.drift, key=lambda column: (not column.drifted, column.column))
         st.dataframe(pd.DataFrame([_line(column) for column in ordered]), hide_index=True)
         st.caption(
-            f"Window of {words.count(latest.rows)} rows. Each value beside its own threshold."
+            f"Window of {words.count(latest.rows)} rows. The strongest test decides; the others "
+            "say how much, each beside the line that chance would cross."
         )
 
 
@@ -43,10 +46,13 @@ def _line(column: ColumnDrift) -> dict[str, str]:
         "n": words.count(column.n),
         "missing": words.share(column.missing_share),
     }
+    decided = [s for s in column.statistics if s.name in DECIDING]
+    line["strongest test"] = told(max(decided, key=lambda s: s.value or 0.0)) if decided else ""
     for statistic in column.statistics:
-        threshold = words.number(statistic.threshold)
-        over = " ◐" if statistic.alarm else ""
-        line[statistic.name] = f"{words.number(statistic.value)} / {threshold}{over}"
+        if statistic.name not in DECIDING:
+            name = STATISTICS.get(statistic.name, words.clean(statistic.name, most=40))
+            threshold = words.number(statistic.threshold)
+            line[name] = f"{words.number(statistic.value)} / {threshold}"
     return line
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,13 +19,16 @@ from msgspec import Struct
 from core.errors import InputError
 from core.spec import METRICS, Metric, ModelSpec
 from core.times import utc
-from monitor.measure.dispersion import blocks_of, calibrate
+from monitor.measure.calibration import Calibration, Reference, calibrate
 from monitor.measure.performance import aggregate, metric_interval, row_loss
 from monitor.measure.profile import ColumnProfile, Values, is_numeric, profile_column, read_values
-from monitor.measure.thresholds import Calibration
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_PIECES = 16  # blocks of the expected loss's own variation
+_BLOCK_ROWS = 20  # that each must hold
 
 
 class ExpectedPerformance(Struct, frozen=True, kw_only=True):
@@ -50,7 +53,7 @@ class ExpectedPerformance(Struct, frozen=True, kw_only=True):
 
 
 class Baseline(Struct, frozen=True, kw_only=True):
-    """A model version's baseline; about 1 kB a column as JSON."""
+    """A model version's baseline; one to two kB a column as JSON."""
 
     spec: ModelSpec
     created: datetime
@@ -82,7 +85,8 @@ def build(
     created: datetime,
     how: str,
     trained_until: datetime | None,
-    window_rows: int | None = None,
+    every: timedelta | None = None,
+    window: timedelta | None = None,
 ) -> Baseline:
     """The baseline of reference rows, all arguments row by row alike.
 
@@ -93,8 +97,8 @@ def build(
         y: encoded labels, NaN where there is none.
         times: event times, naive ones taken as UTC; None when unknown.
         how: where the outputs come from: "out-of-fold", "holdout" or "reference".
-        window_rows: rows a check's window is expected to hold; it fixes the length of the blocks
-            that natural variation is estimated from.
+        every, window: how often checks will run and how far they will look back; they fix the time
+            scales that natural variation is estimated for.
 
     Raises:
         InputError: no rows, a column of the spec that is not there, or lengths that differ.
@@ -103,8 +107,10 @@ def build(
     order, since, until = _order(times)
     values = read_columns(spec, inputs, outputs)
     columns = _profiles(spec, values)
-    expected = _expected(spec, outputs, y, order, how=how, window_rows=window_rows)
-    calibration = calibrate(columns, values, order=order, window_rows=window_rows)
+    seconds = _seconds(times)
+    blocks = _blocks(seconds, window)
+    expected = _expected(spec, outputs, y, order, how=how, blocks=blocks)
+    calibration = calibrate(columns, values, seconds=seconds, part=every, window=window)
     notes = [f"{c.column}: {c.why}" for c in columns if c.why]
     if expected is None:
         notes.append("no expected performance: no row has both outputs and a label")
@@ -189,7 +195,7 @@ def _expected(
     order: np.ndarray | None,
     *,
     how: str,
-    window_rows: int | None,
+    blocks: int,
 ) -> ExpectedPerformance | None:
     if outputs is None or y is None:
         return None
@@ -208,7 +214,7 @@ def _expected(
         high=high if math.isfinite(high) else None,
         n=int(usable.sum()),
         how=how,
-        block_sd=_block_sd(spec.metric, chosen, order, window_rows),
+        block_sd=_block_sd(spec.metric, chosen, order, blocks),
         others={metric: value for metric, value in values.items() if math.isfinite(value)},
         auc=_auc(outputs["probability"].to_numpy()[usable], y[usable])
         if spec.task == "binary"
@@ -216,15 +222,36 @@ def _expected(
     )
 
 
+def _seconds(times: Sequence[datetime] | None) -> np.ndarray | None:
+    """Event times in seconds since 1970, float64, NaN where there is none."""
+    if times is None:
+        return None
+    import pandas as pd
+
+    stamps = pd.to_datetime(pd.Series(list(times), dtype=object), utc=True)
+    if stamps.isna().all():
+        return None
+    since = stamps - pd.Timestamp(0, tz="UTC")
+    seconds: np.ndarray = since.dt.total_seconds().to_numpy(np.float64)
+    return seconds
+
+
+def _blocks(seconds: np.ndarray | None, window: timedelta | None) -> int:
+    """How many windows the baseline spans: eight to two hundred, sixteen when nobody says."""
+    if seconds is None or window is None:
+        return _PIECES
+    span = float(np.nanmax(seconds) - np.nanmin(seconds))
+    return int(min(max(span // window.total_seconds(), _PIECES // 2), 200))
+
+
 def _block_sd(
-    metric: Metric, losses: np.ndarray, order: np.ndarray | None, window_rows: int | None
+    metric: Metric, losses: np.ndarray, order: np.ndarray | None, blocks: int
 ) -> float | None:
     if order is None:
         return None
     ordered = losses[order]
     ordered = ordered[np.isfinite(ordered)]
-    blocks = blocks_of(len(ordered), window_rows)
-    if not blocks:
+    if len(ordered) < blocks * _BLOCK_ROWS:
         return None
     return float(np.std([aggregate(metric, b) for b in np.array_split(ordered, blocks)], ddof=1))
 
@@ -283,6 +310,11 @@ def sorted_reference(baseline: Baseline, reference: pd.DataFrame) -> dict[str, n
         if is_numeric(profile.kind) and name in reference.columns:
             found[profile.key] = np.sort(read_values(profile.kind, reference[name]).values)
     return found
+
+
+def reference_of(baseline: Baseline) -> Reference:
+    """The calibration made ready for checks; it may be kept between them."""
+    return Reference(baseline.columns, baseline.calibration)
 
 
 def dump(baseline: Baseline) -> bytes:

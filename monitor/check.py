@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -20,14 +20,20 @@ from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
 from monitor import verdict
-from monitor.baseline import Baseline, read_columns, sorted_reference
-from monitor.log.records import Rows, SampleLog
-from monitor.measure import drift, quality, staleness, thresholds
+from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
+from monitor.carried import carried
+from monitor.log.privacy import not_logged
+from monitor.log.records import LabelActivity, Rows, SampleLog
+from monitor.measure import drift, labels, quality, staleness
+from monitor.measure.calibration import provisional as provisional_of
 from monitor.measure.performance import realised
-from monitor.results import CheckResult, ColumnDrift, Performance, QualityIssue
+from monitor.measure.profile import Values
+from monitor.results import Causes, CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from monitor.measure.suspects import Predict
 
 _HORIZON = 10  # windows to look back for the newest label, and first for the newest prediction
 _LATE = 0.95  # quantile of the label lags at which a label counts as late
@@ -53,6 +59,9 @@ class Evidence(Struct, kw_only=True):
     label_lag: timedelta | None  # median of rows whose label became known in the window
     matured: int | None = None  # rows of this version old enough to have a label; None: unknown
     matured_labelled: int = 0  # ... that have one
+    arrived: int = 0  # rows of any version whose label became known in the window
+    lags: tuple[tuple[float, float], ...] = ()  # their (quantile, seconds from row to label)
+    activity: LabelActivity | None = None  # None: nobody counted
 
 
 def gather(
@@ -69,7 +78,7 @@ def gather(
         newest_rows = log.read(model, end=at, known_at=at, newest=1)
     if not len(arrived):
         newest_labels = log.read(model, end=at, known_at=at, known_after=long_ago, labelled=True)
-    lags = _lags(arrived)
+    lags = labels.lags(arrived.meta)
     late = span(settings.label_delay) if settings.label_delay else None
     if late is None and len(lags):
         late = timedelta(seconds=float(np.quantile(lags, _LATE)))
@@ -89,19 +98,17 @@ def gather(
         label_lag=timedelta(seconds=float(np.median(lags))) if len(lags) else None,
         matured=matured,
         matured_labelled=matured_labelled,
+        arrived=len(arrived),
+        lags=labels.quantiles(lags),
     )
-
-
-def _lags(rows: Rows) -> np.ndarray:
-    """Seconds from prediction to label."""
-    spans = rows.meta["label_time"] - rows.meta["time"]
-    lags: np.ndarray = spans.dropna().dt.total_seconds().to_numpy()
-    return lags
 
 
 def only_version(rows: Rows, version: str) -> Rows:
     """The rows that this version answered."""
-    mine = (rows.meta["version"] == version).to_numpy(dtype=bool)
+    return _only(rows, (rows.meta["version"] == version).to_numpy(dtype=bool))
+
+
+def _only(rows: Rows, mine: np.ndarray) -> Rows:
     return Rows(
         meta=rows.meta[mine].reset_index(drop=True),
         inputs=rows.inputs[mine].reset_index(drop=True),
@@ -125,16 +132,21 @@ def run_check(
     settings: ModelSettings,
     *,
     at: datetime,
+    predict: Predict | None = None,
 ) -> CheckResult:
     """Measure and judge; no clock, no I/O.
 
     Args:
         reference: the version's reference sample (`monitor.baseline.reference_sample`).
         history: earlier checks of this model, newest first; three suffice.
+        predict: the version itself, inputs to outputs; asked only where the loss is worse than
+            tolerated, to see which repaired column takes the loss away.
     """
     rows = len(evidence.rows)
     drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
     performance = _performance(baseline, evidence, settings)
+    hidden = not_logged(settings.privacy, baseline.spec.columns)
+    found = _carried(baseline, reference, evidence, performance, predict, hidden)
     ages = staleness.ages(
         at=at,
         registered=facts.registered,
@@ -151,6 +163,7 @@ def run_check(
         quality=issues,
         drift=drifts,
         performance=performance,
+        causes=found.causes,
         staleness=ages,
         promoted=facts.promoted,
         label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
@@ -172,7 +185,33 @@ def run_check(
         staleness=ages,
         findings=findings,
         provisional=provisional,
+        labels=_labels(baseline, evidence),
+        not_logged=hidden,
+        causes=found.causes,
+        causes_why="; ".join(part for part in (found.why, *found.notes) if part),
     )
+
+
+def _labels(baseline: Baseline, evidence: Evidence) -> LabelFacts:
+    has = evidence.rows.meta["label_time"].notna()
+    _, problems = labels.usable(baseline.spec, evidence.labelled.meta)
+    found = evidence.activity
+    return LabelFacts(
+        arrived=evidence.arrived,
+        lag=evidence.lags,
+        rows=len(has),
+        coverage=float(has.mean()) if len(has) else None,
+        matured=evidence.matured,
+        matured_coverage=_share(evidence),
+        repeated=found.repeated if found else None,
+        corrected=found.corrected if found else None,
+        unknown=found.unknown if found else None,
+        problems=problems,
+    )
+
+
+def _share(evidence: Evidence) -> float | None:
+    return evidence.matured_labelled / evidence.matured if evidence.matured else None
 
 
 def _data(
@@ -185,24 +224,35 @@ def _data(
     at: datetime,
 ) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
     """Drift and quality of the window, and why the thresholds are provisional."""
-    rows, spec, columns = len(evidence.rows), baseline.spec, baseline.calibration.columns
-    # Another version's outputs say nothing of this one's; inputs are everybody's.
-    mine = only_version(evidence.rows, facts.version)
-    window = read_columns(spec, evidence.rows.inputs, None)
-    answers = read_columns(spec, mine.inputs, mine.outputs)
-    window |= {key: values for key, values in answers.items() if key.startswith("output:")}
-    tests = sum(drift.tests_of(profile) for profile in baseline.columns)
-    checks = span(settings.check_every)
-    drifts = drift.measure(
-        baseline.columns,
-        columns,
-        sorted_reference(baseline, reference),
-        window,
-        alpha=thresholds.alpha(settings.false_alarms_per_quarter, checks, tests),
+    rows, spec = len(evidence.rows), baseline.spec
+    hidden = not_logged(settings.privacy, spec.columns)
+    profiles = [p for p in baseline.columns if p.role == "output" or p.column not in hidden]
+    inputs = [profile for profile in profiles if profile.role == "input"]
+    window = read_columns(spec, evidence.rows.inputs, None) | _own_outputs(spec, evidence, facts)
+    reference_counts = reference_of(baseline)
+    span_ = span(settings.window)
+    times = evidence.rows.meta["time"].to_numpy("datetime64[us]")
+    moments = times.astype(np.int64) / 1e6
+    budget = drift.Budget(
+        false_alarms=settings.false_alarms_per_quarter,
+        every=span(settings.check_every),
+        window=span_,
         min_rows=settings.min_rows,
     )
+    drifts = drift.measure(
+        reference_counts,
+        profiles,
+        sorted_reference(baseline, reference),
+        drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
+        budget,
+    )
     issues = quality.inspect(
-        baseline.inputs, columns, window, settings.quality, rows=rows, min_rows=settings.min_rows
+        inputs,
+        {p.key: reference_counts.spread(p.key, span_, rows) for p in inputs},
+        window,
+        settings.quality,
+        rows=rows,
+        min_rows=settings.min_rows,
     )
     after = settings.no_data_after
     silent = quality.silence(
@@ -211,16 +261,35 @@ def _data(
         rows=rows,
         after=span(after) if after else 2 * span(settings.window),
     )
-    provisional = thresholds.provisional(baseline.calibration, rows) if rows else ""
+    provisional = provisional_of(baseline.calibration, span_) if rows else ""
     return drifts, (*([silent] if silent else ()), *issues), provisional
 
 
+def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict[str, Values]:
+    """The outputs of this version's rows; another version's say nothing of it.
+
+    Rows of other versions are there, without a value.
+    """
+    mine = (evidence.rows.meta["version"] == facts.version).to_numpy(dtype=bool)
+    own = only_version(evidence.rows, facts.version)
+    found = read_columns(spec, own.inputs, own.outputs)
+    spread = {}
+    for key, values in found.items():
+        if key.startswith("output:"):
+            present = np.zeros(len(mine), dtype=bool)
+            present[mine] = values.present
+            spread[key] = Values(
+                values.values, present, values.missing, values.invalid, values.example
+            )
+    return spread
+
+
 def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings) -> Performance:
-    labelled, spec = evidence.labelled, baseline.spec
+    spec, early = baseline.spec, labels.before_prediction(evidence.labelled.meta)
+    labelled = _only(evidence.labelled, ~early)
     metric = chosen_metric(spec, settings)
-    coverage = evidence.matured_labelled / evidence.matured if evidence.matured else None
     times = labelled.meta["time"]
-    return realised(
+    found = realised(
         spec,
         metric,
         labelled.outputs,
@@ -228,9 +297,37 @@ def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings
         expected=baseline.expected.of(metric) if baseline.expected else None,
         tolerance=settings.tolerance,
         min_rows=settings.min_rows,
-        coverage=coverage,
+        coverage=_share(evidence),
         since=times.min().to_pydatetime() if len(times) else None,
         until=times.max().to_pydatetime() if len(times) else None,
+    )
+    if not early.any():
+        return found
+    text = f"{int(early.sum()):,} labels are older than their prediction and were left out"
+    why = "; ".join(part for part in (found.why, text) if part)
+    bad = found.bad_labels + int(early.sum())
+    return msgspec.structs.replace(found, why=why, bad_labels=bad)
+
+
+def _carried(
+    baseline: Baseline,
+    reference: pd.DataFrame,
+    evidence: Evidence,
+    performance: Performance,
+    predict: Predict | None,
+    hidden: tuple[str, ...],
+) -> Causes:
+    """What carries the loss, where it is worse than tolerated; nothing is looked for elsewhere."""
+    if performance.worse is not True:
+        return Causes()
+    rows = _only(evidence.labelled, ~labels.before_prediction(evidence.labelled.meta))
+    return carried(
+        baseline,
+        reference,
+        rows,
+        cast("Metric", performance.metric),
+        predict=predict,
+        hidden=frozenset(hidden),
     )
 
 

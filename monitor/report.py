@@ -105,7 +105,7 @@ def _readable(spec: ModelSpec, frame: pd.DataFrame) -> pd.DataFrame:
         cells = np.full(len(frame), np.nan) if numeric else np.full(len(frame), None, dtype=object)
         if key in frame.columns:
             values = read_values(kind, frame[key])
-            cells[values.present] = values.values
+            cells[values.present] = values.spelled()
         found[name] = pd.Series(cells, dtype=None if numeric else "str")
     return pd.DataFrame(found)
 

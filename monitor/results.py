@@ -19,11 +19,13 @@ Severity = Literal["page", "ticket", "note"]
 class Statistic(Struct, frozen=True, kw_only=True):
     """One drift number beside the line it is judged by."""
 
-    name: str  # psi, js, wasserstein, ks, chi2 or tail
-    value: float | None
+    name: str  # an effect size (psi, js, …) or a calibrated test (location, …): `measure.drift`
+    value: float | None  # of a calibrated test: the z value that its p-value amounts to
     threshold: float | None
     alarm: bool = False
-    why: str = ""  # why there is no value
+    why: str = ""  # why there is no value or no line
+    over_s: float | None = None  # a calibrated test: the newest so many seconds of the window …
+    rows: int | None = None  # … and the rows in them
 
 
 class ColumnDrift(Struct, frozen=True, kw_only=True):
@@ -68,6 +70,52 @@ class Performance(Struct, frozen=True, kw_only=True):
     bad_labels: int = 0  # labels that are no value of the target, left out
 
 
+class LabelProblem(Struct, frozen=True, kw_only=True):
+    """Labels that are left out of every number, by what is wrong with them."""
+
+    kind: str  # null, text, boolean, not_finite, unknown_class, other or before_prediction
+    count: int
+    example: str
+    text: str  # one sentence for people
+
+
+class LabelFacts(Struct, frozen=True, kw_only=True):
+    """How the labels behave that became known in the window, and how complete they are."""
+
+    arrived: int  # predictions of any version whose label became known in the window
+    lag: tuple[tuple[float, float], ...]  # (quantile, seconds from prediction to label)
+    rows: int  # predictions with an event time in the window
+    coverage: float | None  # share of them that have a label by now
+    matured: int | None  # predictions of the checked version old enough to have one
+    matured_coverage: float | None  # share of those that have one
+    repeated: int | None = None  # arrived labels that say something for the second time ...
+    corrected: int | None = None  # ... and something else
+    unknown: int | None = None  # labels in the window for predictions the log does not hold
+    problems: tuple[LabelProblem, ...] = ()  # of the arrived labels
+
+
+class WindowScore(Struct, frozen=True, kw_only=True):
+    """How good one version's answers in one event-time window turned out, by what is known now."""
+
+    start: datetime
+    end: datetime
+    version: str
+    metric: str
+    value: float | None
+    low: float | None  # 95 % confidence interval
+    high: float | None
+    n: int  # rows the value rests on
+    rows: int  # rows answered
+    labelled: int  # ... that have a label, usable or not
+    bad_labels: int
+    label_lag: float | None  # median seconds from prediction to label
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows that have a label, 0 to 1."""
+        return self.labelled / self.rows if self.rows else 0.0
+
+
 class Staleness(Struct, frozen=True, kw_only=True):
     """Ages in seconds at the moment of the check; None where there is nothing to age."""
 
@@ -91,6 +139,30 @@ class Finding(Struct, frozen=True, kw_only=True):
     clearing: bool = False  # under the opening line but not yet under the resolving one
 
 
+class Cause(Struct, frozen=True, kw_only=True):
+    """Something that carries a risen loss, by how much of it undoing it removes."""
+
+    kind: Literal["shift", "broken", "prior", "segment"]
+    columns: tuple[str, ...]  # the target for `prior`; several that cannot be told apart, or a rule
+    text: str  # one sentence for people
+    gain: float  # mean loss per row that undoing it removes; squared error for RMSE
+    low: float  # 95 % confidence interval of the gain
+    high: float
+    share: float  # of the rise
+    n: int  # labelled rows of the window it was measured on
+
+
+class Causes(Struct, frozen=True, kw_only=True):
+    """What carries the loss of a window, largest first; or why nobody is accused."""
+
+    causes: tuple[Cause, ...] = ()
+    rise: float | None = None  # mean loss of the window less the baseline's; None: cannot tell
+    rise_se: float | None = None  # its standard error
+    n: int = 0  # rows of the window with a loss
+    why: str = ""  # why nothing was accused
+    notes: tuple[str, ...] = ()  # what could not be tried
+
+
 class CheckResult(Struct, frozen=True, kw_only=True):
     """Everything one check of one model at one moment found."""
 
@@ -109,3 +181,7 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     staleness: Staleness
     findings: tuple[Finding, ...]
     provisional: str = ""  # why the thresholds are provisional, if they are
+    labels: LabelFacts | None = None  # None in checks from before it was measured
+    not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged
+    causes: tuple[Cause, ...] = ()  # what carries the loss; looked for only where it is worse
+    causes_why: str = ""  # why nothing is named although it is worse, and what was not tried

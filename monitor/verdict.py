@@ -16,6 +16,7 @@ from msgspec import Struct
 from core.settings import ModelSettings, span
 from core.times import spell
 from monitor.results import (
+    Cause,
     CheckResult,
     ColumnDrift,
     Finding,
@@ -26,6 +27,7 @@ from monitor.results import (
     State,
 )
 from monitor.wording import (
+    carried_line,
     day,
     drift_text,
     drift_title,
@@ -49,6 +51,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     drift: tuple[ColumnDrift, ...]
     performance: Performance
     staleness: Staleness
+    causes: tuple[Cause, ...] = ()  # what carries the loss
     promoted: datetime | None = None
     label_lag: timedelta | None = None  # how late labels usually are
 
@@ -191,7 +194,7 @@ def _decay(
     since = before.since if before and before.since else _first_worse(evidence.at, same)
     title = f"{loss_title(performance)}, since {day(since, evidence.at)}"
     columns = tuple(column.column for column in ranked_columns(evidence.drift))
-    text = _decay_text(performance, len(streak) + worse, columns)
+    text = _decay_text(performance, len(streak) + worse, columns, evidence.causes)
     return [_finding("decay", "page", title, since, text=text, columns=columns, clearing=not opens)]
 
 
@@ -218,13 +221,17 @@ def _first_worse(at: datetime, same: Sequence[CheckResult]) -> datetime:
     return first
 
 
-def _decay_text(performance: Performance, times: int, columns: Sequence[str]) -> str:
+def _decay_text(
+    performance: Performance, times: int, columns: Sequence[str], causes: Sequence[Cause]
+) -> str:
     parts = [
         f"{loss_title(performance)}; expected {figure(performance.expected)}",
         f"worse than tolerated in {times} of the last {_LOOKS} checks",
     ]
     if performance.coverage is not None:
         parts.append(f"{100 * performance.coverage:.0f} % of the rows old enough have their label")
+    if causes:
+        parts.append(carried_line(causes))
     if columns:
         parts.append(f"drifted at the same time: {', '.join(columns[:5])}")
     return "; ".join([*parts, performance.why] if performance.why else parts)

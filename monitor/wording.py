@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from core.times import spell
 from monitor.measure.drift import DECIDING
 from monitor.measure.performance import METRIC_NAMES
-from monitor.results import ColumnDrift, Performance, Statistic
+from monitor.results import Cause, ColumnDrift, Performance, Statistic
 
 _NAMED = 3  # columns a title names
-_STATISTICS = {"psi": "PSI", "js": "JS", "wasserstein": "W1", "ks": "KS", "chi2": "χ²",
-    "tail": "share beyond its range",
+STATISTICS = {"psi": "PSI", "js": "JS", "hellinger": "Hellinger", "tv": "TV", "wasserstein": "W1",
+    "ks": "KS", "chi2": "χ²", "location": "location z", "spread": "spread z", "shape": "shape z",
+    "tail": "tail z", "missing": "missing z", "levels": "categories z", "level": "one category z",
 }  # fmt: skip
 
 
@@ -27,36 +29,39 @@ def strength(column: ColumnDrift) -> float:
 def _ratio(statistic: Statistic) -> float:
     if statistic.value is None or not statistic.threshold:
         return 0.0
-    # Chi-squared is a square and a tail a count: their roots compare with Kolmogorov–Smirnov.
-    ratio = statistic.value / statistic.threshold
-    return ratio if statistic.name == "ks" else ratio**0.5
+    return statistic.value / statistic.threshold
 
 
 def drift_title(drift: Sequence[ColumnDrift]) -> str:
-    """`4 of 11 columns drifted: age (KS 0.412, line 0.121), …`, the farthest first."""
+    """`4 of 11 columns drifted: age (location z 7.1, line 5.0, over the last 4 h), …`, the farthest
+    first."""
     ranked = ranked_columns(drift)
     measured = sum(not column.why for column in drift)
-    named = ", ".join(f"{c.column} ({_told(_strongest(c))})" for c in ranked[:_NAMED])
+    named = ", ".join(f"{c.column} ({told(_strongest(c))})" for c in ranked[:_NAMED])
     more = f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""
     return f"{len(ranked)} of {measured} columns drifted: {named}{more}"
 
 
 def drift_text(ranked: Sequence[ColumnDrift]) -> str:
     """Every statistic of the five farthest columns, each beside its line."""
-    told = []
+    lines = []
     for column in ranked[:5]:
-        numbers = ", ".join(_told(s) for s in column.statistics if s.value is not None)
-        told.append(f"{column.column}: {numbers}, n {column.n:,}")
-    return ". ".join(told)
+        numbers = ", ".join(told(s) for s in column.statistics if s.value is not None)
+        lines.append(f"{column.column}: {numbers}, n {column.n:,}")
+    return ". ".join(lines)
 
 
 def _strongest(column: ColumnDrift) -> Statistic:
     return max((s for s in column.statistics if s.name in DECIDING), key=_ratio)
 
 
-def _told(statistic: Statistic) -> str:
-    name = _STATISTICS.get(statistic.name, statistic.name)
-    return f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+def told(statistic: Statistic) -> str:
+    """`location z 7.10, line 5.00, over the last 4 h`."""
+    name = STATISTICS.get(statistic.name, statistic.name)
+    text = f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+    if statistic.over_s is None:
+        return text
+    return f"{text}, over the last {spell(timedelta(seconds=statistic.over_s))}"
 
 
 def loss_title(performance: Performance) -> str:
@@ -68,6 +73,24 @@ def loss_title(performance: Performance) -> str:
     if performance.tolerated is not None:
         title += f", tolerance {figure(performance.tolerated)}"
     return f"{title}, n {performance.n:,}"
+
+
+def carried_line(causes: Sequence[Cause]) -> str:
+    """`carried by: income broken (82 % of the rise), the label mix (12 %)`, the largest first."""
+    told = []
+    for index, cause in enumerate(causes):
+        share = f"{100 * cause.share:.0f} %" + (" of the rise" if index == 0 else "")
+        told.append(f"{_culprit(cause)} ({share})")
+    return f"carried by: {', '.join(told)}"
+
+
+def _culprit(cause: Cause) -> str:
+    names = " or ".join(cause.columns)
+    if cause.kind == "prior":
+        return "the label mix"
+    if cause.kind == "segment":
+        return f"a segment of {' and '.join(cause.columns)}"
+    return f"{names} {'broken' if cause.kind == 'broken' else 'shifted'}"
 
 
 def figure(value: float | None) -> str:

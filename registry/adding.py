@@ -7,20 +7,23 @@ version, which the next attempt with the same idempotency key uses again.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from core.errors import NotFound, UntrustedArtifact
+from core.errors import NotFound, RegistryError, UntrustedArtifact
 from core.spec import ModelSpec, valid_name
 from core.times import iso
 from registry import artifacts, loading
-from registry.store import Source, translated
+from registry.store import Source, absent, translated
 from registry.versions import (
     BASELINE_SHA256,
     CREATED,
@@ -47,9 +50,13 @@ class Extra(NamedTuple):
 
 def add(registry: Registry, model: str, estimator: Any, spec: ModelSpec, extra: Extra) -> Version:
     """See `Registry.add`."""
-    found = registry.by_key(valid_name(model), extra.key)
-    if found is not None:
-        return found
+    valid_name(model)
+    with _one_at_a_time(registry.cache, model, extra.key):
+        found = _only(registry, model, extra.key)
+        return found or _add(registry, model, estimator, spec, extra)
+
+
+def _add(registry: Registry, model: str, estimator: Any, spec: ModelSpec, extra: Extra) -> Version:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "model")
         types = _try_out(estimator, Path(work, loading.SKOPS_FILE), extra.trust_pickle)
@@ -208,7 +215,43 @@ def _register(registry: Registry, model: str, source: Source, tags: Mapping[str,
             model_id=source.model_id or None,
             tags=dict(tags),
         )
-    return registry.get(model, str(entity.version))
+    key = tags.get(IDEMPOTENCY_KEY, "")
+    return _only(registry, model, key) or registry.get(model, str(entity.version))
+
+
+def _only(registry: Registry, model: str, key: str) -> Version | None:
+    """The first version with this key; later ones, which only an accident makes, are deleted.
+
+    Two processes may add at once, and MLflow's own client repeats a request whose answer was an
+    error although the server had carried it out. MLflow knows no unique tags, but numbers versions
+    in the order in which they are committed: whoever comes second sees the first one here.
+    """
+    first = registry.by_key(model, key)
+    if first is None:
+        return None
+    for other in registry.versions(model):
+        if other.tags.get(IDEMPOTENCY_KEY) == key and other.version != first.version:
+            try:
+                with translated(f"delete version {other.version} of {model}, made twice"):
+                    registry.client.delete_model_version(model, other.version)
+            except RegistryError as error:
+                if not absent(error.__cause__):  # otherwise the other process was faster
+                    raise
+    return first
+
+
+@contextmanager
+def _one_at_a_time(cache: Path, model: str, key: str) -> Iterator[None]:
+    """Processes of this machine that add with one key wait for each other."""
+    if not key:
+        yield
+        return
+    name = hashlib.sha256(f"{model} {key}".encode()).hexdigest()[:32]
+    path = cache / "adding" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file unlocks it
+        yield
 
 
 def _manage(registry: Registry, model: str) -> None:

@@ -35,7 +35,7 @@ def save_estimator(estimator: Any, path: Path, *, trust_pickle: bool = False) ->
     with the suffix `.pkl` as a cloudpickle instead.
 
     Raises:
-        UntrustedArtifact: it contains types outside the allow-list (XGBoost, own classes and
+        UntrustedArtifact: it contains types outside the allow-list (own classes and
             functions, …), named, and pickles are not trusted.
     """
     import skops.io

@@ -76,6 +76,21 @@ CLASSES: frozenset[str] = frozenset(
     ]
 )
 
+#: Gradient boosting with the scikit-learn API. Their state is parameters and the library's own
+#: model format (XGBoost's UBJSON, LightGBM's text, CatBoost's binary), which holds trees, not code.
+#: The library parses it when the estimator is loaded; a crafted one may crash that process, which
+#: `registry.bounds` cannot prevent as it does for scikit-learn's trees.
+BOOSTERS: frozenset[str] = frozenset(
+    [
+        *_names("collections", "OrderedDict"),
+        *_names("xgboost.core", "Booster"),
+        *_names("xgboost.sklearn", "XGBClassifier XGBRegressor XGBRFClassifier XGBRFRegressor"),
+        *_names("lightgbm.basic", "Booster"),
+        *_names("lightgbm.sklearn", "LGBMClassifier LGBMRegressor"),
+        *_names("catboost.core", "CatBoostClassifier CatBoostRegressor"),
+    ]
+)
+
 #: Functions of arrays that estimators keep a reference to: what SelectKBest ranks by, what a
 #: search scores by. They compute; they cannot be made to run anything else.
 FUNCTIONS: frozenset[str] = frozenset(
@@ -103,7 +118,7 @@ FUNCTIONS: frozenset[str] = frozenset(
     ]
 )
 
-TRUSTED: frozenset[str] = CLASSES | FUNCTIONS
+TRUSTED: frozenset[str] = CLASSES | BOOSTERS | FUNCTIONS
 
 # HistGradientBoosting with categorical_features keeps partial(check_array, …) in its own
 # preprocessor. A partial of exactly that function is let through; no other is.

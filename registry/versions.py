@@ -236,6 +236,17 @@ class Registry:
         """
         return artifacts.fetch(self.store, self.cache, version)
 
+    def estimator(self, version: Version, *, trust_pickle: bool) -> Any:
+        """The version's estimator, from its verified files.
+
+        Raises:
+            UntrustedArtifact: the files are not the recorded ones, or loading them would have to
+                trust more than it may.
+        """
+        from registry.loading import load_estimator
+
+        return load_estimator(self.fetch(version), trust_pickle=trust_pickle)
+
     def file(self, version: Version, name: str) -> bytes:
         """One of the version's files: `spec.json`, `baseline.json`, `reference.parquet`, ….
 

@@ -3,13 +3,18 @@
 All labelled rows that were known at one moment, in order of event time, cut at one timestamp: every
 holdout row is strictly newer than every training row (rows that share the cut's timestamp are
 held out), and newer than what the champion was trained on, so that neither model has seen them.
+
+How much of the training slice a candidate learns from is settled later: the account proposes
+windows (`retrain.windows`), and the trainer lets them compete. Rows that no model should learn from
+are left out and counted by reason.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +24,10 @@ from core.errors import NotReady
 from core.frames import to_frame
 from core.settings import GateSettings, RetrainSettings
 from core.spec import ModelSpec
-from core.times import iso, micros, utc
+from core.times import iso
 from monitor.log.records import Role, SampleLog
-from monitor.measure.performance import encode_labels
+from monitor.measure.performance import encode_labels, row_loss
+from retrain.windows import Window, change_point, propose
 from retrain.wording import plural
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ class Slice(Struct, kw_only=True):
     inputs: pd.DataFrame
     y: np.ndarray
     times: tuple[datetime, ...]
+    ids: tuple[str, ...] = ()  # prediction ids, by which the slice can be made again
 
     def __len__(self) -> int:
         return len(self.y)
@@ -62,6 +69,17 @@ class Account(Struct, frozen=True, kw_only=True):
     label_low: float  # smallest and largest encoded label of all usable rows
     label_high: float
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    windows: tuple[Window, ...] = ()  # stretches of the training rows that compete
+    change: datetime | None = None  # since when the served loss is clearly higher
+    content: str = ""  # sha256 over the very values of both slices, for making them again
+    source: str = ""  # where the rows came from; empty: the log
+
+
+class Exclusions(Struct, frozen=True, kw_only=True):
+    """Which rows no model should learn from, beyond those that are unusable by themselves."""
+
+    broken: tuple[tuple[datetime, datetime], ...] = ()  # from < event time <= to: a broken feed
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # possible values
 
 
 class Dataset(Struct, kw_only=True):
@@ -79,33 +97,40 @@ def assemble(
     *,
     known_at: datetime,
     after: datetime | None = None,
+    exclude: Exclusions | None = None,
 ) -> Dataset:
     """The labelled rows known at a moment, cut into training and holdout.
 
     Args:
+        log: the inference log, or another `SampleLog` with a `read` (`retrain.source`).
         after: event time of the newest row the champion was trained on; only newer rows are held
             out, and at most half of them, so that the candidate has something new to learn.
+        exclude: rows to leave out; None: only those that are unusable by themselves.
 
     Raises:
         TooLittle: not enough rows, or a class of the target that no training row has.
     """
     rows = log.read(spec.name, known_at=known_at, roles=ROLES, labelled=True)
     y, _ = encode_labels(spec, rows.meta["label"].tolist())
-    left_out, keep = _usable(rows.meta, rows.inputs, spec, y)
+    left_out, keep = _usable(rows.meta, rows.inputs, spec, y, exclude or Exclusions())
     count = int(keep.sum())
     if not count:
         raise TooLittle(_explain(f"no usable labelled row is known at {iso(known_at)}", left_out))
     inputs = input_columns(spec, rows.inputs[keep])
-    times = [utc(moment.to_pydatetime()) for moment in rows.meta["time"][keep]]
+    times = _datetimes(rows.meta["time"][keep])
+    ids = [str(name) for name in rows.meta["id"][keep]]
     y = y[keep]
-    new = sum(moment > after for moment in times) if after else count
+    new = count - bisect_right(times, after) if after else count
     cut = _cut(times, new, settings.gate, left_out)
     first = max(0, cut - settings.rows) if settings.rows else 0
-    train = _slice(inputs, y, times, first, cut)
-    holdout = _slice(inputs, y, times, cut, count)
+    train = _slice(inputs, y, times, ids, first, cut)
+    holdout = _slice(inputs, y, times, ids, cut, count)
     _check_training(spec, train, settings.gate, left_out)
+    served = row_loss(spec, rows.outputs[keep].iloc[first:cut], train.y)
+    change = change_point(served) if "since_change" in settings.windows else None
+    history = int((rows.meta["role"][keep] == "history").to_numpy().sum())
     account = Account(
-        identity=_identity(rows.segments, rows.meta["id"][keep].tolist(), times, y),
+        identity=_identity(rows.segments, ids, times, y),
         segments=rows.segments,
         problems=rows.problems,
         known_at=known_at,
@@ -119,12 +144,26 @@ def assemble(
         label_low=float(y.min()),
         label_high=float(y.max()),
         left_out=left_out,
+        windows=propose(
+            train.times,
+            settings.windows,
+            recent_rows=settings.recent_rows or history,
+            change=change,
+            min_rows=settings.gate.min_rows,
+        ),
+        change=None if change is None else train.times[change],
+        content=content(train, holdout),
+        source=settings.source,
     )
     return Dataset(train=train, holdout=holdout, account=account)
 
 
 def _usable(
-    meta: pd.DataFrame, inputs: pd.DataFrame, spec: ModelSpec, y: np.ndarray
+    meta: pd.DataFrame,
+    inputs: pd.DataFrame,
+    spec: ModelSpec,
+    y: np.ndarray,
+    exclude: Exclusions,
 ) -> tuple[dict[str, int], np.ndarray]:
     """Which rows can be used, and how many cannot for which reason (the first that applies)."""
     known = [name for name in spec.columns if name in inputs.columns]
@@ -133,6 +172,8 @@ def _usable(
         "all inputs missing": inputs[known].isna().all(axis=1).to_numpy(bool),
         # The same prediction imported and served: once is enough, the newest stands.
         "repeated prediction id": meta["id"].duplicated(keep="last").to_numpy(bool),
+        "broken feed": _within(meta["time"], exclude.broken),
+        "impossible value": _impossible(inputs, exclude.ranges),
     }
     keep, left_out = np.ones(len(y), bool), dict[str, int]()
     for reason, bad in reasons.items():
@@ -140,6 +181,26 @@ def _usable(
             left_out[reason] = count
         keep &= ~bad
     return left_out, keep
+
+
+def _within(times: pd.Series, spans: Sequence[tuple[datetime, datetime]]) -> np.ndarray:
+    inside = np.zeros(len(times), bool)
+    for start, end in spans:
+        inside |= ((times > start) & (times <= end)).to_numpy(bool)
+    return inside
+
+
+def _impossible(inputs: pd.DataFrame, ranges: dict[str, tuple[float, float]]) -> np.ndarray:
+    """Rows with a number outside its column's possible range; a text there is no number."""
+    import pandas as pd
+
+    bad = np.zeros(len(inputs), bool)
+    for name, (low, high) in ranges.items():
+        if name in inputs.columns:
+            values = pd.to_numeric(inputs[name], errors="coerce").to_numpy(np.float64)
+            with np.errstate(invalid="ignore"):
+                bad |= (values < low) | (values > high)
+    return bad
 
 
 def input_columns(spec: ModelSpec, logged: pd.DataFrame) -> pd.DataFrame:
@@ -183,10 +244,33 @@ def _explain(text: str, left_out: dict[str, int]) -> str:
 
 
 def _slice(
-    inputs: pd.DataFrame, y: np.ndarray, times: Sequence[datetime], start: int, end: int
+    inputs: pd.DataFrame,
+    y: np.ndarray,
+    times: Sequence[datetime],
+    ids: Sequence[str],
+    start: int,
+    end: int,
 ) -> Slice:
-    frame = inputs.iloc[start:end].reset_index(drop=True)
-    return Slice(inputs=frame, y=y[start:end], times=tuple(times[start:end]))
+    return Slice(
+        inputs=inputs.iloc[start:end].reset_index(drop=True),
+        y=y[start:end],
+        times=tuple(times[start:end]),
+        ids=tuple(ids[start:end]),
+    )
+
+
+def content(*parts: Slice) -> str:
+    """One sha256 over the values of slices: inputs, labels, times and ids, in order."""
+    import pandas as pd
+
+    digest = hashlib.sha256()
+    for part in parts:
+        rows = part.inputs.reset_index(drop=True)
+        digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+        digest.update(np.asarray(part.y, dtype=np.float64).tobytes())
+        digest.update(_stamps(part.times).tobytes())
+        digest.update("\n".join(part.ids).encode())
+    return digest.hexdigest()
 
 
 def _identity(
@@ -199,6 +283,23 @@ def _identity(
     digest = hashlib.sha256()
     for name in segments:
         digest.update(f"segment {name}\n".encode())
-    for identity, moment, label in zip(ids, times, y.tolist(), strict=True):
-        digest.update(f"row {len(identity)}:{identity} {micros(moment)} {label!r}\n".encode())
+    # Whole columns at once: row by row this took as long as a fit.
+    digest.update("\n".join(f"{len(identity)}:{identity}" for identity in ids).encode())
+    digest.update(_stamps(times).tobytes())
+    digest.update(np.asarray(y, dtype=np.float64).tobytes())
     return digest.hexdigest()
+
+
+def _datetimes(column: pd.Series) -> list[datetime]:
+    """A time column (`datetime64[us, UTC]`) as datetimes in UTC."""
+    import pandas as pd
+
+    return list(pd.DatetimeIndex(column).tz_convert(UTC).to_pydatetime())
+
+
+def _stamps(times: Sequence[datetime]) -> np.ndarray:
+    """Whole microseconds since 1970, int64 of shape (n,)."""
+    import pandas as pd
+
+    stamps: np.ndarray = pd.DatetimeIndex(list(times)).as_unit("us").asi8
+    return stamps

@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
+from msgspec import Struct
 
 from core import schema
 from core.ledger import Ledger
@@ -16,14 +18,21 @@ from monitor.log.records import SampleLog
 from monitor.results import CheckResult
 from retrain.dataset import ROLES, Account
 from retrain.gate import GateResult
-from retrain.policy import (
-    BUDGET_SPAN,
-    Decision,
-    Measured,
-    PolicyEvidence,
-    excess_cost,
-    run_wanted,
-)
+from retrain.label_first import LabelWish, rank
+from retrain.observing import observations
+from retrain.policy import BUDGET_SPAN, Decision, PolicyEvidence, run_wanted
+from retrain.probe import Observation
+
+_MOST_UNLABELLED = 20_000  # rows of the window among which labels are asked for
+
+
+class Refusals(Struct, frozen=True, kw_only=True):
+    """Runs in a row that the gate refused against one champion."""
+
+    count: int = 0
+    labels: int = 0  # new labels that the newest of them had
+    at: datetime | None = None  # when the newest was decided on
+    fresh: float | None = None  # the metric of its candidate on the held-out rows
 
 
 def gather(
@@ -34,6 +43,8 @@ def gather(
     *,
     trained_until: datetime | None,
     promoted: datetime | None,
+    expected: float | None = None,
+    seen: Observation | None = None,
     rollback: str = "",
     at: datetime,
 ) -> PolicyEvidence:
@@ -41,16 +52,20 @@ def gather(
 
     Args:
         trained_until: event time of the newest row the champion was trained on.
-        promoted: when it became champion; None (unknown) counts its checks from the first one.
+        promoted: when it became champion; None (unknown) counts all its observations.
+        expected: its expected loss per row, which the cost of a run is counted in.
+        seen: the observation of this very moment, not in the ledger yet.
         rollback: why the watch wants the predecessor back, if it does.
     """
-    model, version = check.model, check.version
+    model, version, window = check.model, check.version, span(settings.window)
     with ledger.read() as tx:
         runs = _runs(tx, model, at)
-        history, labelled = _history(tx, model, version, at)
-        refusals, refused_labels = _refusals(tx, runs, version)
-    window = span(settings.window)
-    since = promoted or min((c.at for c in history), default=at) - window
+        labelled = _labelled(tx, model, version, at)
+        refused = _refusals(tx, runs, version)
+        series = observations(tx, model, version, since=promoted, at=at)
+        begun = [moment for moment in (promoted, runs[0].started if runs else None) if moment]
+        passed = _windows_since(tx, check, max(begun), at) if begun else None
+    series = (*series, seen) if seen is not None else series
     age = check.staleness.model
     found = PolicyEvidence(
         version=version,
@@ -58,22 +73,26 @@ def gather(
         check_reason=check.reason,
         performance=check.performance,
         drifted=tuple(c.column for c in check.drift if c.drifted),
-        excess=excess_cost(
-            history, promoted=since, window=window, cost_of_run=settings.retrain.cost_of_run
-        ),
+        columns=sum(not c.why for c in check.drift),
+        series=series,
+        cost=None if expected is None else settings.retrain.cost_of_run * expected,
+        windows_old=_windows_old(series, trained_until, window),
         labelled_here=max(labelled, check.labelled),
         runs_in_quarter=sum(run.started > at - BUDGET_SPAN for run in runs),
         last_run=runs[0].started if runs else None,
         last_outcome=runs[0].state if runs else "",
-        refusals=refusals,
-        refused_labels=refused_labels,
+        windows_since_run=passed,
+        refusals=refused.count,
+        refused_labels=refused.labels,
+        refused_at=refused.at,
         active_run=next((run.id for run in runs if run.active is not None), ""),
         promoted=promoted,
         age=None if age is None else timedelta(seconds=age),
         max_age=span(settings.max_age) if settings.max_age else None,
         rollback=rollback,
+        label_first=_label_first(log, check, at) if check.performance.value is None else (),
     )
-    if not run_wanted(found):
+    if not run_wanted(found, settings.retrain):
         return found
     # Counting reads every labelled row since the training: only where a decision rests on it.
     after = trained_until + timedelta(microseconds=1) if trained_until else None
@@ -116,39 +135,81 @@ def _runs(tx: sa.Connection, model: str, at: datetime) -> Sequence[Any]:
     return tx.execute(query.order_by(table.c.started.desc(), table.c.id)).all()
 
 
-def _history(
-    tx: sa.Connection, model: str, version: str, at: datetime
-) -> tuple[list[Measured], int]:
-    """Checks of this version that measured a loss, and the most labelled rows one of them had."""
+def _windows_since(tx: sa.Connection, check: CheckResult, begun: datetime, at: datetime) -> float:
+    """Check windows that passed since a moment, each stretch between two checks in the unit of its
+    own window: a replay's windows of so many rows last differently long."""
     table = schema.checks
-    query = sa.select(table.c.at, table.c.value, table.c.expected, table.c.labelled).where(
-        table.c.model == model, table.c.version == version, table.c.at < at
+    query = sa.select(table.c.at, table.c.window_start, table.c.window_end).where(
+        table.c.model == check.model, table.c.at > begun, table.c.at < at
     )
     rows = tx.execute(query.order_by(table.c.at)).all()
-    measured = [
-        Measured(at=row.at, value=row.value, expected=row.expected)
-        for row in rows
-        if row.value is not None and row.expected is not None
-    ]
-    return measured, max((row.labelled for row in rows), default=0)
+    ends = [row.at for row in rows] + [at]
+    lengths = [row.window_end - row.window_start for row in rows]
+    lengths.append(check.window_end - check.window_start)
+    starts = [begun, *ends[:-1]]
+    spans = zip(starts, ends, lengths, strict=True)
+    return float(sum((end - start) / length for start, end, length in spans))
 
 
-def _refusals(tx: sa.Connection, runs: Sequence[Any], version: str) -> tuple[int, int]:
-    """Runs in a row that the gate refused against this champion; new labels of the newest one.
+def _labelled(tx: sa.Connection, model: str, version: str, at: datetime) -> int:
+    """The most labelled rows one earlier check of this version had."""
+    table = schema.checks
+    query = sa.select(sa.func.max(table.c.labelled)).where(
+        table.c.model == model, table.c.version == version, table.c.at < at
+    )
+    return int(tx.scalar(query) or 0)
 
-    A run that failed or was abandoned proves nothing about the champion: it neither counts nor
-    ends the row.
-    """
-    count, labels = 0, 0
+
+def _windows_old(
+    series: Sequence[Observation], trained_until: datetime | None, window: timedelta
+) -> float:
+    """Windows of labelled rows that are newer than the training data."""
+    newest = series[-1].until if series else None
+    observed = sum(seen.windows for seen in series)
+    if newest is None or trained_until is None:
+        return observed
+    return max(observed, (newest - trained_until) / window)
+
+
+def refusals(ledger: Ledger, model: str, version: str, *, at: datetime) -> Refusals:
+    """Runs in a row that the gate refused against this version, as known at a moment."""
+    with ledger.read() as tx:
+        return _refusals(tx, _runs(tx, model, at), version)
+
+
+def _refusals(tx: sa.Connection, runs: Sequence[Any], version: str) -> Refusals:
+    """A run that failed or was abandoned proves nothing about the champion: it neither counts nor
+    ends the row."""
+    found = Refusals()
     for run in runs:
         if run.active is not None or run.state in ("failed", "abandoned"):
             continue
         if run.state != "refused" or run.champion != version or not _gate_refused(run.gate):
             break
-        if not count:
-            labels = _labels_of(tx, run.id)
-        count += 1
-    return count, labels
+        if not found.count:
+            gate = msgspec.json.decode(run.gate, type=GateResult)
+            found = Refusals(
+                count=0, labels=_labels_of(tx, run.id), at=run.started, fresh=gate.candidate
+            )
+        found = msgspec.structs.replace(found, count=found.count + 1)
+    return found
+
+
+def _label_first(log: SampleLog, check: CheckResult, at: datetime) -> tuple[LabelWish, ...]:
+    """Which of the window's unlabelled rows this version answered would tell most."""
+    rows = log.read(
+        check.model,
+        start=check.window_start,
+        end=check.window_end,
+        known_at=at,
+        version=check.version,
+        newest=_MOST_UNLABELLED,
+    )
+    missing = rows.meta["label_time"].isna().to_numpy(bool)
+    ids = rows.meta["id"][missing].tolist()
+    outputs = rows.outputs[missing]
+    chances = all(str(name).startswith("probability") for name in outputs.columns)
+    return rank(ids, outputs.to_numpy(np.float64), probabilities=chances)
 
 
 def _gate_refused(gate: str) -> bool:

@@ -1,39 +1,44 @@
 """Is the candidate better? A paired comparison on rows neither model was trained on. Pure.
 
 Both models answered the same newest labelled rows. The gain is the mean difference of their per-row
-losses (champion minus candidate: positive is better), with Student's t interval of the paired
-differences, which cancels how hard each row is. The candidate passes when the lower end at the
-chosen one-sided confidence is above zero and every other named check holds. What cannot be measured
-never passes: a missing or constant number is a refusal with its reason, not a pass.
+losses (champion minus candidate: positive is better), which cancels how hard each row is; its
+interval respects that neighbouring rows resemble each other (`retrain.gate_rule`). The candidate
+passes when the rule says that it is ahead and every other named check holds (`retrain.gate_checks`;
+docs/gate.md explains each). What cannot be measured never passes: a missing or constant number is a
+refusal with its reason, not a pass.
+
+There are four paths, and the result names its own: `compared`; `no_champion` (the champion cannot
+be evaluated: held against always answering the training labels' mean, which a person or the setting
+`champion_unavailable` decides on); `first` (there is no champion); `forced` (a person overrides the
+gate, with name and reason).
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
+from core.errors import GateRefused
 from core.settings import GateSettings
 from core.spec import Metric, ModelSpec
 from monitor.measure.performance import aggregate, row_loss
+from retrain import gate_checks, segments
+from retrain.gate_checks import GateCheck
+from retrain.gate_data import TrainingFacts
+from retrain.gate_rule import Evidence, evidence
+from retrain.segments import Segment
 from retrain.wording import METRIC_WORDS, plural, rounded
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SUM_TOLERANCE = 1e-6  # how far the probabilities of a row may be from summing to one
+__all__ = ["Difference", "GateCheck", "GateResult", "compare", "first_model", "forced", "paired"]
 
-
-class GateCheck(Struct, frozen=True, kw_only=True):
-    """One condition of the gate, with the number it rests on and the line it was held to."""
-
-    name: str
-    passed: bool
-    text: str
-    value: float | None = None
-    limit: float | None = None
+Path = Literal["compared", "no_champion", "first", "forced"]
 
 
 class GateResult(Struct, frozen=True, kw_only=True):
@@ -50,6 +55,15 @@ class GateResult(Struct, frozen=True, kw_only=True):
     n: int  # rows that both models answered
     confidence: float  # one-sided
     checks: tuple[GateCheck, ...]
+    path: Path = "compared"
+    rule: str = "superior"  # the default is that of results written before there were rules
+    z: float | None = None  # gain over its standard error
+    newest_z: float | None = None  # with newer rows weighing more
+    worth: float | None = None  # how many independent rows the compared ones are worth
+    segments: tuple[Segment, ...] = ()
+    asks: bool = False  # the gate cannot decide: a person has to
+    by: str = ""  # of a forced promotion: who, and why
+    why: str = ""
 
 
 class Difference(Struct, frozen=True, kw_only=True):
@@ -62,24 +76,13 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 def paired(first: np.ndarray, second: np.ndarray, confidence: float) -> Difference:
-    """Mean of first - second over rows where both are finite.
+    """Mean of first - second over rows where both are finite, rows in order of time.
 
-    `low` is the lower end of the one-sided Student's t interval at `confidence`, `high` the upper.
-    Without an interval (fewer than two rows, or differences that do not vary) both are None.
+    `low` is the lower end of the one-sided interval at `confidence`, `high` the upper. Without an
+    interval (fewer than two rows, or differences that do not vary) both are None.
     """
-    from scipy.special import stdtrit
-
-    difference = first - second
-    difference = difference[np.isfinite(difference)]
-    n = len(difference)
-    if not n:
-        return Difference(gain=None, low=None, high=None, n=0)
-    gain = float(difference.mean())
-    # A constant column's sd is rounding noise, not exactly zero: compare the values themselves.
-    if n < 2 or difference.min() == difference.max():
-        return Difference(gain=gain, low=None, high=None, n=n)
-    half = float(stdtrit(n - 1, confidence)) * float(difference.std(ddof=1)) / math.sqrt(n)
-    return Difference(gain=gain, low=gain - half, high=gain + half, n=n)
+    found = evidence(first - second, confidence)
+    return Difference(gain=found.gain, low=found.low, high=found.high, n=found.n)
 
 
 def compare(
@@ -92,8 +95,11 @@ def compare(
     metric: Metric | None = None,
     reproduces: bool | None = None,
     label_range: tuple[float, float] | None = None,
+    inputs: pd.DataFrame | None = None,
+    facts: TrainingFacts | None = None,
+    trivial: np.ndarray | None = None,
 ) -> GateResult:
-    """Compare two models' outputs on the same rows.
+    """Compare two models' outputs on the same rows, which are in order of time.
 
     Args:
         y: encoded labels, shape (n,), all finite.
@@ -102,46 +108,190 @@ def compare(
         reproduces: whether the candidate gave the very same outputs after it was saved and
             loaded; None (nobody tried) does not pass.
         label_range: for regression, smallest and largest label known; those of `y` when None.
+        inputs: the rows' inputs; needed where `settings.segments` protects some.
+        facts: how both were trained; without it the checks of the training are not made.
+        trivial: what a model without inputs would answer (the training labels' mean, or the share
+            of each class), shape (outputs,); what stands in for a champion that cannot answer.
     """
     chosen = metric or spec.metric
     theirs, ours = (row_loss(spec, outputs, y, chosen) for outputs in (champion, candidate))
-    difference = paired(theirs, ours, settings.confidence)
+    path: Path = "compared"
+    usable = gate_checks.evaluable("champion", theirs)
+    if not usable.passed and len(y) and trivial is not None:
+        path, champion = "no_champion", _always(spec, trivial, candidate)
+        theirs = row_loss(spec, champion, y, chosen)
+    found = evidence(theirs - ours, settings.confidence)
     both = np.isfinite(theirs) & np.isfinite(ours)
     means = [_finite(aggregate(chosen, losses[both])) for losses in (theirs, ours)]
-    gain, low, high = _in_units(chosen, difference, means)
+    interval = _in_units(chosen, found, means)
+    parts, checks = _judge(
+        spec, y, champion, candidate, settings=settings, inputs=inputs, losses=(theirs, ours)
+    )
     old, new = (_matrix(spec, outputs) for outputs in (champion, candidate))
     checks = (
-        _enough(difference.n, settings.min_rows),
-        _evaluable("champion", theirs),
-        _evaluable("candidate", ours),
-        _in_range(spec, new, y, label_range),
-        _not_constant(new),
-        _better(chosen, means, (gain, low, high), difference.n, settings.confidence),
-        _calibrated(spec, y, old, new, settings.confidence),
-        _reproduced(reproduces),
+        gate_checks.enough(found.n, settings.min_rows),
+        usable,
+        gate_checks.evaluable("candidate", ours),
+        gate_checks.in_range(spec, new, y, label_range),
+        gate_checks.not_constant(new),
+        gate_checks.better(chosen, means, interval, found, settings),
+        gate_checks.calibrated(spec, y, old, new, settings.confidence),
+        gate_checks.reproduced(reproduces),
+        *checks,
+        *(gate_checks.training(facts, settings) if facts is not None else ()),
     )
-    failed = [check.text for check in checks if not check.passed]
-    better = next(check.text for check in checks if check.name == "better")
-    return GateResult(
-        passed=not failed,
-        reason="; ".join(failed) if failed else better,
+    result = GateResult(
+        passed=all(check.passed for check in checks),
+        reason=_reason(checks),
         metric=chosen,
         champion=means[0],
         candidate=means[1],
-        gain=gain,
-        low=low,
-        high=high,
-        n=difference.n,
+        gain=interval[0],
+        low=interval[1],
+        high=interval[2],
+        n=found.n,
         confidence=settings.confidence,
         checks=checks,
+        rule=settings.rule,
+        z=found.z,
+        newest_z=found.newest_z,
+        worth=found.worth,
+        segments=parts,
+    )
+    return result if path == "compared" else _without_champion(result, usable, settings)
+
+
+def _judge(
+    spec: ModelSpec,
+    y: np.ndarray,
+    champion: pd.DataFrame,
+    candidate: pd.DataFrame,
+    *,
+    settings: GateSettings,
+    inputs: pd.DataFrame | None,
+    losses: tuple[np.ndarray, np.ndarray],
+) -> tuple[tuple[Segment, ...], tuple[GateCheck, ...]]:
+    """Guardrail metrics and protected segments, where the settings name any."""
+    checks = [
+        gate_checks.guardrail(spec, rule, y, champion, candidate) for rule in settings.guardrails
+    ]
+    parts: tuple[Segment, ...] = ()
+    if settings.segments:
+        known = [] if inputs is None else [c for c in settings.segments if c in spec.columns]
+        missing = [column for column in settings.segments if column not in known]
+        if inputs is not None and not missing:
+            parts = segments.judge(
+                dict(segments.split(spec, inputs, known)),
+                losses[0] - losses[1],
+                min_rows=settings.segment_rows,
+                confidence=settings.confidence,
+            )
+        checks.append(gate_checks.segments(parts, missing, settings))
+    return parts, tuple(checks)
+
+
+def first_model(
+    spec: ModelSpec,
+    y: np.ndarray,
+    candidate: pd.DataFrame,
+    *,
+    trivial: np.ndarray,
+    settings: GateSettings,
+    metric: Metric | None = None,
+    reproduces: bool | None = None,
+    label_range: tuple[float, float] | None = None,
+) -> GateResult:
+    """A model that has no champion to beat: sound, and better than answering without inputs.
+
+    Args: as `compare`.
+    """
+    result = compare(
+        spec,
+        y,
+        _always(spec, trivial, candidate),
+        candidate,
+        settings=settings,
+        metric=metric,
+        reproduces=reproduces,
+        label_range=label_range,
+    )
+    # Constant answers at the base rate are calibrated by construction: no model has to beat that.
+    checks = tuple(check for check in result.checks if check.name != "calibrated")
+    words = _against_trivial(result)
+    failed = [check.text for check in checks if not check.passed]
+    passed = not failed
+    reason = f"first model, {words}" if passed else f"first model: {'; '.join(failed)}"
+    return msgspec.structs.replace(
+        result, path="first", checks=checks, passed=passed, reason=reason
+    )
+
+
+def forced(result: GateResult | None, *, by: str, why: str) -> GateResult:
+    """The result of a person's overriding the gate; the checks stay as they were found.
+
+    Raises:
+        GateRefused: nobody is named, or no reason.
+    """
+    if not by.strip() or not why.strip():
+        raise GateRefused("a forced promotion needs who forces it and why; name both")
+    said = "the gate was not asked" if result is None else result.reason
+    reason = f"forced by {by}: {why} (the gate said: {said})"
+    if result is None:
+        return GateResult(
+            passed=True, reason=reason, metric="", champion=None, candidate=None, gain=None,
+            low=None, high=None, n=0, confidence=0.0, checks=(), path="forced", by=by, why=why,
+        )  # fmt: skip
+    return msgspec.structs.replace(
+        result, passed=True, reason=reason, path="forced", asks=False, by=by, why=why
+    )
+
+
+def _without_champion(result: GateResult, usable: GateCheck, settings: GateSettings) -> GateResult:
+    """The champion has no loss: ask a person, or take what beats the trivial answer."""
+    beside = [c for c in result.checks if c.name not in ("champion_finite", "calibrated")]
+    failed = [check.text for check in beside if not check.passed]
+    sound = not failed
+    asks = sound and settings.champion_unavailable == "ask"
+    reason = f"{usable.text}; {_against_trivial(result)}"
+    if failed:
+        reason = f"{usable.text}; and the candidate: {'; '.join(failed)}"
+    elif asks:
+        reason += (
+            "; a person has to decide: `shelflife promote --force`, or set "
+            "retrain.gate.champion_unavailable to baseline"
+        )
+    return msgspec.structs.replace(
+        result, path="no_champion", passed=sound and not asks, asks=asks, reason=reason
+    )
+
+
+def _against_trivial(result: GateResult) -> str:
+    name = METRIC_WORDS.get(result.metric, result.metric)
+    return (
+        f"{name} {rounded(result.candidate)} against {rounded(result.champion)} of always "
+        f"answering the training labels' mean, on {plural(result.n, 'row')}"
+    )
+
+
+def _reason(checks: tuple[GateCheck, ...]) -> str:
+    failed = [check.text for check in checks if not check.passed]
+    return "; ".join(failed) or next(check.text for check in checks if check.name == "better")
+
+
+def _always(spec: ModelSpec, answer: np.ndarray, like: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    row = np.asarray(answer, dtype=np.float64).reshape(1, -1)
+    return pd.DataFrame(
+        np.repeat(row, len(like), axis=0), index=like.index, columns=list(spec.outputs)
     )
 
 
 def _in_units(
-    metric: Metric, difference: Difference, means: list[float | None]
+    metric: Metric, found: Evidence, means: list[float | None]
 ) -> tuple[float | None, float | None, float | None]:
     """The difference in the metric's units: squared errors a^2 - b^2 over a + b for RMSE."""
-    numbers = (difference.gain, difference.low, difference.high)
+    numbers = (found.gain, found.low, found.high)
     scale = 1.0
     if metric == "rmse":
         scale = sum(mean or 0.0 for mean in means)
@@ -151,129 +301,10 @@ def _in_units(
     return gain, low, high
 
 
-def _enough(n: int, wanted: int) -> GateCheck:
-    text = f"{plural(n, 'row')} compared"
-    if n < wanted:
-        text = f"only {plural(n, 'row')} could be compared, {wanted:,} are needed"
-    return GateCheck(name="rows", passed=n >= wanted, text=text, value=n, limit=wanted)
-
-
-def _evaluable(who: str, losses: np.ndarray) -> GateCheck:
-    """Every row must have a loss: an output that is missing or infinite is no answer."""
-    bad, n = int((~np.isfinite(losses)).sum()), len(losses)
-    text = f"the {who} answers every row"
-    if bad or not n:
-        text = f"the {who} cannot be evaluated: no finite loss on {bad:,} of {plural(n, 'row')}"
-    return GateCheck(name=f"{who}_finite", passed=n > 0 and not bad, text=text, value=bad, limit=0)
-
-
-def _in_range(
-    spec: ModelSpec, outputs: np.ndarray, y: np.ndarray, labels: tuple[float, float] | None
-) -> GateCheck:
-    """Probabilities within [0, 1] that sum to one; predictions near the labels ever seen."""
-    if spec.task == "regression":
-        lowest, highest = labels or (_least(y), _most(y))
-        width = highest - lowest
-        low, high = lowest - width, highest + width  # a label's span of room on either side
-    else:
-        low, high = 0.0, 1.0
-    with np.errstate(invalid="ignore"):
-        outside = ((outputs < low) | (outputs > high)).any(axis=1)
-        if spec.task == "multiclass":
-            outside |= np.abs(outputs.sum(axis=1) - 1.0) > _SUM_TOLERANCE
-    count = int(outside.sum())
-    where = f"[{rounded(low)}, {rounded(high)}]"
-    text = f"every output lies within {where}"
-    if count:
-        text = f"{plural(count, 'output')} of the candidate lie outside {where}"
-        if spec.task == "multiclass":
-            text += " or do not sum to one"
-    return GateCheck(name="in_range", passed=not count, text=text, value=count, limit=0)
-
-
-def _not_constant(outputs: np.ndarray) -> GateCheck:
-    distinct = len(np.unique(outputs[np.isfinite(outputs).all(axis=1)], axis=0))
-    text = f"the candidate gives {distinct:,} different outputs"
-    if distinct < 2:
-        text = "the candidate gives the same output for every row"
-    return GateCheck(name="not_constant", passed=distinct > 1, text=text, value=distinct, limit=2)
-
-
-def _better(
-    metric: Metric,
-    means: list[float | None],
-    interval: tuple[float | None, float | None, float | None],
-    n: int,
-    confidence: float,
-) -> GateCheck:
-    name, (gain, low, high) = METRIC_WORDS[metric], interval
-    sides = f"{name} {rounded(means[1])} against the champion's {rounded(means[0])}"
-    if gain is None or low is None or high is None:
-        text = f"nothing is proven: {sides}, with no interval of the difference (n {n:,})"
-        return GateCheck(name="better", passed=False, text=text, value=None, limit=0.0)
-    numbers = f"{rounded(gain, 2)} [{rounded(low, 2)}, {rounded(high, 2)}] on {plural(n, 'row')}"
-    if low > 0:
-        text = f"the candidate is ahead by {numbers}: {sides}"
-        return GateCheck(name="better", passed=True, text=text, value=low, limit=0.0)
-    word = "behind" if gain < 0 else "not provably ahead"
-    text = f"the candidate is {word} at {confidence:.0%} confidence: {sides}, gain {numbers}"
-    return GateCheck(name="better", passed=False, text=text, value=low, limit=0.0)
-
-
-def _calibrated(
-    spec: ModelSpec, y: np.ndarray, old: np.ndarray, new: np.ndarray, confidence: float
-) -> GateCheck:
-    """Calibration in the large: |mean output - base rate| is not clearly above the champion's.
-
-    Clearly: even the lower end of its one-sided interval exceeds the champion's. For several
-    classes the worst class counts; for regression it is the mean error.
-    """
-    from scipy.special import ndtri
-
-    if len(y) < 2:
-        text = f"calibration cannot be measured on {plural(len(y), 'row')}"
-        return GateCheck(name="calibrated", passed=False, text=text)
-    truth = y[:, None]
-    if spec.task == "multiclass":
-        truth = (y[:, None] == np.arange(len(spec.classes))).astype(np.float64)
-    with np.errstate(all="ignore"):
-        errors, before = new - truth, old - truth
-        bias, prior = np.abs(errors.mean(axis=0)), np.abs(before.mean(axis=0))
-        error = errors.std(axis=0, ddof=1) / math.sqrt(len(y))
-    excess = bias - float(ndtri(confidence)) * error - prior
-    if not np.isfinite(excess).all():
-        text = "the candidate's calibration cannot be measured"
-        return GateCheck(name="calibrated", passed=False, text=text)
-    worst = int(np.argmax(excess))
-    ok, sides = bool(excess[worst] <= 0), f"{rounded(bias[worst])} against {rounded(prior[worst])}"
-    what = "mean error" if spec.task == "regression" else "mean output's distance from base rate"
-    text = f"{what} is {sides}" if ok else f"{what} is clearly worse: {sides}"
-    return GateCheck(
-        name="calibrated", passed=ok, text=text, value=float(bias[worst]), limit=float(prior[worst])
-    )
-
-
-def _reproduced(reproduces: bool | None) -> GateCheck:
-    texts = {
-        True: "saved and loaded again, the candidate gives the very same outputs",
-        False: "saved and loaded again, the candidate gives other outputs",
-        None: "nobody tried whether the candidate survives saving and loading",
-    }
-    return GateCheck(name="reproduces", passed=reproduces is True, text=texts[reproduces])
-
-
 def _matrix(spec: ModelSpec, outputs: pd.DataFrame) -> np.ndarray:
     """Outputs as float64 (n, outputs); a column that is not there is NaN."""
     matrix: np.ndarray = outputs.reindex(columns=spec.outputs).to_numpy(np.float64)
     return matrix
-
-
-def _least(y: np.ndarray) -> float:
-    return float(np.nanmin(y)) if np.isfinite(y).any() else 0.0
-
-
-def _most(y: np.ndarray) -> float:
-    return float(np.nanmax(y)) if np.isfinite(y).any() else 0.0
 
 
 def _finite(value: float) -> float | None:

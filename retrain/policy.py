@@ -1,36 +1,35 @@
 """When to retrain: one decision, one sentence, the numbers, and what would change it. Pure.
 
-A run is worth its price when decay is proven (`decay`), when what decay has cost since the
-promotion pays for a run (`cost`), or when the model is older than the operator allows (`stale`).
-Drift alone is no reason: it explains a loss, it does not make one. A broken feed, an unfinished
-run, too few new labels, the cooldown and the budget each forbid a run.
+The default policy asks what a run is worth (`retrain.worth`): it answers proven harm at once
+(`decay`), staleness when what a probe would save pays for a run (`cost`), and an age the operator
+does not allow (`stale`). Drift alone is no reason: it explains a loss, it does not make one. A
+broken feed, an unfinished run, too few new labels, the cooldown and the budget each forbid a run.
+
+`every:N`, `drift_share:X`, `threshold:X` and `never` are for those who want them, and for
+comparison in a backtest; the same things forbid them a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Literal
 
 from msgspec import Struct, field
 
+from core.errors import InputError
 from core.settings import RetrainSettings, span
 from core.times import spell
 from monitor.results import Performance, State
+from retrain.label_first import LabelWish
+from retrain.probe import Observation
 from retrain.wording import METRIC_WORDS, plural, rounded
+from retrain.worth import PATIENCE, Worth, worth
 
 Action = Literal["retrain", "wait", "ask", "rollback"]
-Trigger = Literal["decay", "cost", "stale", "watch", "manual", ""]
+Trigger = Literal["decay", "cost", "stale", "calendar", "drift", "watch", "manual", ""]
 
 BUDGET_SPAN = timedelta(days=90)  # the quarter that `budget_per_quarter` counts in
-
-
-class Measured(Struct, frozen=True, kw_only=True):
-    """The realised loss that one check found, as far as the policy needs it."""
-
-    at: datetime
-    value: float
-    expected: float
 
 
 class PolicyEvidence(Struct, frozen=True, kw_only=True):
@@ -41,20 +40,27 @@ class PolicyEvidence(Struct, frozen=True, kw_only=True):
     check_reason: str
     performance: Performance
     drifted: tuple[str, ...] = ()  # names of the columns that drifted
-    excess: float = 0.0  # what decay has cost since the promotion, in runs (see `excess_cost`)
+    columns: int = 0  # that drift was measured on
+    series: tuple[Observation, ...] = ()  # since the promotion, oldest first
+    # What a run costs, in losses per row times check windows; None: nothing is known to pay with.
+    cost: float | None = None
+    windows_old: float = 0.0  # windows of labelled rows newer than the training data
     labelled_here: int = 0  # labelled rows that this very version answered
     # Labelled rows newer than the champion's training data; None: not counted, as no run is wanted.
     new_labels: int | None = None
     runs_in_quarter: int = 0  # runs started in the last 90 days
     last_run: datetime | None = None  # when the newest run started
     last_outcome: str = ""  # its state: promoted, refused, failed, abandoned
+    windows_since_run: float | None = None  # since the newest run or the promotion; None: unknown
     refusals: int = 0  # runs that the gate refused in a row, against this champion
     refused_labels: int = 0  # new labels that the last of those had
+    refused_at: datetime | None = None  # when the last of those started
     active_run: str = ""  # id of the unfinished run, empty when there is none
     promoted: datetime | None = None
     age: timedelta | None = None  # since the version was registered
     max_age: timedelta | None = None  # the operator's limit
     rollback: str = ""  # why the watch wants the predecessor back; empty when it does not
+    label_first: tuple[LabelWish, ...] = ()  # rows to label, when labels are missing
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -65,35 +71,15 @@ class Decision(Struct, frozen=True, kw_only=True):
     trigger: Trigger = ""
     numbers: dict[str, float] = field(default_factory=dict)
     would_change: str = ""  # what would have to be different for another decision
+    label_first: tuple[LabelWish, ...] = ()  # when labels are missing: whose would tell most
 
 
-def excess_cost(
-    history: Sequence[Measured], *, promoted: datetime, window: timedelta, cost_of_run: float
-) -> float:
-    """What decay has cost since the promotion, in units of one run.
+class Need(Struct, frozen=True, kw_only=True):
+    """What a policy wants, before anything forbids it."""
 
-    A run costs `cost_of_run` expected losses of one check window. A check at `at` answers for the
-    time since the measured check before it (the first: since the promotion), at most one window,
-    because windows overlap when checks are more frequent than windows are long:
-
-        cost <- max(0, cost + (value - expected) / expected  x  share / cost_of_run)
-        share = min(1, (at - at of the measured check before) / window)
-
-    A loss below what was expected cancels earlier excess, never below nothing: otherwise the noise
-    of small windows alone would add up to a run.
-
-    Args:
-        history: checks of this version that have a value, in any order; those before the
-            promotion and those with an expected loss of zero or less are left out.
-    """
-    total, before = 0.0, promoted
-    for check in sorted(history, key=lambda check: check.at):
-        if check.at <= promoted or check.expected <= 0:
-            continue
-        share = min(1.0, (check.at - before) / window)
-        total = max(0.0, total + (check.value - check.expected) / check.expected * share)
-        before = check.at
-    return total / cost_of_run
+    trigger: Trigger  # empty: no run is wanted
+    reason: str
+    change: str
 
 
 def decide(evidence: PolicyEvidence, settings: RetrainSettings, *, at: datetime) -> Decision:
@@ -101,8 +87,14 @@ def decide(evidence: PolicyEvidence, settings: RetrainSettings, *, at: datetime)
     numbers = _numbers(evidence, settings, at)
 
     def decision(action: Action, reason: str, change: str, trigger: Trigger = "") -> Decision:
+        missing = evidence.performance.value is None and action == "wait"
         return Decision(
-            action=action, reason=reason, trigger=trigger, numbers=numbers, would_change=change
+            action=action,
+            reason=reason,
+            trigger=trigger,
+            numbers=numbers,
+            would_change=change,
+            label_first=evidence.label_first if missing else (),
         )
 
     if evidence.state == "broken_feed":
@@ -116,70 +108,187 @@ def decide(evidence: PolicyEvidence, settings: RetrainSettings, *, at: datetime)
     if evidence.active_run:
         reason = f"run {evidence.active_run} is not finished: one run per model at a time"
         return decision("wait", reason, "the end of that run")
-    trigger, because, change = _need(evidence)
-    if not trigger:
-        return decision("wait", because, change)
+    need = need_of(evidence, settings)
+    if not need.trigger:
+        return decision("wait", need.reason, need.change)
     hindrance, until = _hindrance(evidence, settings, at)
     if hindrance:
-        return decision("wait", f"{because}, but {hindrance}", until, trigger)
+        return decision("wait", f"{need.reason}, but {hindrance}", until, need.trigger)
     if settings.mode == "never":
-        asked = f"{because}; mode never leaves the run to a person"
-        return decision("ask", asked, "`shelflife retrain`, or mode auto", trigger)
-    reason = f"{because}; {plural(evidence.new_labels or 0, 'new label')} can teach a successor"
-    return decision("retrain", reason, change, trigger)
+        asked = f"{need.reason}; mode never leaves the run to a person"
+        return decision("ask", asked, "`shelflife retrain`, or mode auto", need.trigger)
+    reason = f"{need.reason}; {plural(evidence.new_labels or 0, 'new label')} can teach a successor"
+    return decision("retrain", reason, need.change, need.trigger)
 
 
-def run_wanted(evidence: PolicyEvidence) -> bool:
+def run_wanted(evidence: PolicyEvidence, settings: RetrainSettings) -> bool:
     """Whether a run would be wanted if nothing hindered it: the labels need counting only then."""
-    return bool(_need(evidence)[0])
+    return bool(need_of(evidence, settings).trigger)
 
 
-def _need(evidence: PolicyEvidence) -> tuple[Trigger, str, str]:
-    """The trigger (empty: none), the sentence behind it, and what would change it."""
-    found, price = evidence.performance, 2.0**evidence.refusals
-    loss, cost = _loss_text(found), f"{rounded(evidence.excess, 2)} runs' worth"
-    refused = f"the gate refused the last {plural(evidence.refusals, 'run')}"
-    if evidence.state == "decaying" and (not evidence.refusals or evidence.excess >= price):
-        since = f" and has cost {cost} since the promotion" if evidence.excess else ""
-        return "decay", f"{loss}{since}", "a loss back within tolerance"
-    above = None not in (found.value, found.expected) and found.value > found.expected  # type: ignore[operator]
-    if evidence.excess >= price and above:
-        reason = (
-            f"excess loss since the promotion is {rounded(evidence.excess)} runs' worth "
-            f"(price {price:.3g}) and {_above_text(found)}"
-        )
-        return "cost", reason, "a loss back at what is expected"
+def need_of(evidence: PolicyEvidence, settings: RetrainSettings) -> Need:
+    """What the chosen policy wants.
+
+    Raises:
+        InputError: `settings.policy` names no policy.
+    """
+    wanted, number = parse(settings.policy)
+    return _POLICIES[wanted](evidence, number)
+
+
+def parse(policy: str) -> tuple[str, float]:
+    """A policy's name and its number: `every:5` is ("every", 5.0).
+
+    Raises:
+        InputError: no such policy, or a number it cannot have.
+    """
+    name, _, text = policy.partition(":")
+    expected = "default, never, every:N, drift_share[:X] or threshold[:X]"
+    if name not in _POLICIES or (text and name in ("default", "never")):
+        raise InputError("policy", policy, expected)
+    try:
+        number = float(text) if text else _USUAL.get(name)
+    except ValueError:
+        number = None
+    if number is None or not 0 <= number < float("inf") or (name == "every" and number < 1):
+        raise InputError("policy", policy, expected)
+    return name, number
+
+
+_USUAL = {"default": 0.0, "never": 0.0, "drift_share": 0.5, "threshold": 0.1}
+
+
+def worth_of(evidence: PolicyEvidence) -> Worth | None:
+    """What the observations add up to; None where there are none, or no cost to hold against."""
+    if evidence.cost is None or not evidence.series:
+        return None
+    return worth(
+        evidence.series,
+        cost=evidence.cost,
+        age=evidence.windows_old,
+        refusals=evidence.refusals,
+        refused_at=evidence.refused_at,
+    )
+
+
+def _default(evidence: PolicyEvidence, _: float) -> Need:
+    loss, found = _loss_text(evidence.performance), worth_of(evidence)
+    decaying = evidence.state == "decaying"
+    if found is not None and found.why == "harm":
+        text = f"the loss is provably above normal (evidence {found.evidence:,.3g}, line "
+        text += f"{PATIENCE:,.0f}) and has cost {_runs(found.lost, evidence)}"
+        if found.now is not None:
+            text += f", and a probe can learn {rounded(found.now, 2)} of it a row"
+        return Need(trigger="decay", reason=text, change="a loss back at normal")
+    if decaying and not evidence.refusals and (found is None or found.now is None):
+        return Need(trigger="decay", reason=loss, change="a loss back within tolerance")
+    if found is not None and found.why == "stale":
+        text = f"a probe would save {rounded(found.now, 2)} of each row's loss "
+        text += f"({rounded(evidence.series[-1].loss)} now), which at the model's age is worth "
+        text += f"{_runs(found.due, evidence)} (price {_share(found.price, evidence)})"
+        return Need(trigger="cost", reason=text, change="a probe that saves nothing")
     if _too_old(evidence):
-        age = f"version {evidence.version} is {spell(evidence.age or timedelta())} old"
-        limit = spell(evidence.max_age or timedelta())
-        doubled = f", doubled for each refusal ({evidence.refusals})" if evidence.refusals else ""
-        return "stale", f"{age}, over its limit of {limit}{doubled}", "a longer max_age"
-    if evidence.state == "decaying":
-        reason = (
-            f"{loss}, but {refused} and {cost} of excess loss is below the price of {price:.3g}"
+        return _old(evidence)
+    return _not_needed(evidence, found, loss)
+
+
+def _never(evidence: PolicyEvidence, _: float) -> Need:
+    reason = "policy never: a run starts only when a person asks for one"
+    return Need(trigger="", reason=reason, change="another policy in the settings")
+
+
+def _every(evidence: PolicyEvidence, windows: float) -> Need:
+    since = evidence.windows_since_run
+    if since is None or since >= windows - 1e-9:
+        text = "no run is known" if since is None else f"{since:.3g} windows since the last run"
+        return Need(trigger="calendar", reason=f"{text}, every {windows:g} is the rule", change="")
+    text = f"{since:.3g} of {windows:g} windows have passed since the last run"
+    return Need(trigger="", reason=text, change=f"{windows - since:.3g} more windows")
+
+
+def _drift_share(evidence: PolicyEvidence, limit: float) -> Need:
+    share = len(evidence.drifted) / max(evidence.columns, len(evidence.drifted), 1)
+    text = f"{len(evidence.drifted)} of {plural(evidence.columns, 'column')} drifted ({share:.0%}"
+    if evidence.drifted and share >= limit:
+        return Need(
+            trigger="drift", reason=f"{text}, limit {limit:.0%})", change="fewer drifted columns"
         )
-        return "", reason, f"{rounded(price - evidence.excess)} more runs' worth of excess loss"
-    return "", *_not_needed(evidence, price, loss)
+    return Need(trigger="", reason=f"{text}, limit {limit:.0%}): not needed", change="more drift")
 
 
-def _not_needed(evidence: PolicyEvidence, price: float, loss: str) -> tuple[str, str]:
+def _threshold(evidence: PolicyEvidence, tolerance: float) -> Need:
     found = evidence.performance
+    if found.value is None or found.expected is None:
+        return _not_needed(evidence, None, "")
+    limit = found.expected * (1 + tolerance)
+    name = METRIC_WORDS.get(found.metric, found.metric)
+    text = f"{name} {rounded(found.value)}, threshold {rounded(limit)} (n {found.n:,})"
+    if found.value > limit:
+        return Need(trigger="decay", reason=f"{text}: above it", change="a loss below it")
+    return Need(trigger="", reason=f"{text}: not needed", change="a loss above it")
+
+
+_POLICIES: dict[str, Callable[[PolicyEvidence, float], Need]] = {
+    "default": _default,
+    "never": _never,
+    "every": _every,
+    "drift_share": _drift_share,
+    "threshold": _threshold,
+}
+
+
+def _old(evidence: PolicyEvidence) -> Need:
+    age = f"version {evidence.version} is {spell(evidence.age or timedelta())} old"
+    limit = spell(evidence.max_age or timedelta())
+    doubled = f", doubled for each refusal ({evidence.refusals})" if evidence.refusals else ""
+    reason = f"{age}, over its limit of {limit}{doubled}"
+    return Need(trigger="stale", reason=reason, change="a longer max_age")
+
+
+def _not_needed(evidence: PolicyEvidence, found: Worth | None, loss: str) -> Need:
+    performance = evidence.performance
     drift = f"drift on {plural(len(evidence.drifted), 'column')}" if evidence.drifted else ""
-    if found.value is None or found.worse is None:
-        why = found.why or "no label of the window is known yet"
+    if performance.value is None or performance.worse is None:
+        why = performance.why or "no label of the window is known yet"
         told = f"{drift}, but the loss is not known" if drift else "the loss is not known"
         if not evidence.labelled_here:
             why = f"no label for a row that version {evidence.version} answered"
-        return f"{told}: {why}", "labels for the rows it answered"
-    limit = "the loss it is expected to have" if found.tolerated is None else "the tolerance"
-    more = max(0.0, price - evidence.excess)
-    change = f"a loss above {limit} for certain, or {rounded(more)} more runs' worth of excess loss"
-    if evidence.excess >= price:
-        change = "a loss above what is expected"
-    if drift:
-        return f"{drift}, but {loss}: not needed", change
-    cost = f" and has cost {rounded(evidence.excess, 2)} runs' worth since the promotion"
-    return f"{loss}{cost if evidence.excess else ''}: not needed", change
+        return Need(trigger="", reason=f"{told}: {why}", change="labels for the rows it answered")
+    said = f"{drift}, but {loss}" if drift else loss
+    if found is None or found.now is None:
+        reason, change = f"{said}: not needed", "a loss above the tolerance for certain"
+        if evidence.state == "decaying":
+            reason = f"{said}, but {_refused(evidence)} and no probe says yet what a run would save"
+            change = "more labelled rows"
+        if found is not None and found.paused:
+            reason = f"{said}, but {_refused(evidence)}: what it saw does not count again"
+            change = "labelled rows of more windows"
+        return Need(trigger="", reason=reason, change=change)
+    harder = evidence.state == "decaying" or found.harmed
+    if harder and found.now <= 0:
+        reason = (
+            f"{said}, but a probe can learn none of it: the task is harder, the model not stale"
+        )
+        return Need(trigger="", reason=reason, change="a loss that earlier rows could have avoided")
+    more = max(0.0, found.price - found.due)
+    reason = f"{said}, and a probe would save {rounded(found.now, 2)} a row, worth "
+    reason += f"{_runs(found.due, evidence)} at the model's age (price "
+    reason += f"{_share(found.price, evidence)}): not needed"
+    change = f"savings worth {_runs(more, evidence)} more, or proven harm"
+    return Need(trigger="", reason=reason, change=change)
+
+
+def _refused(evidence: PolicyEvidence) -> str:
+    return f"the gate refused the last {plural(evidence.refusals, 'run')}"
+
+
+def _runs(loss: float, evidence: PolicyEvidence) -> str:
+    share = loss / evidence.cost if evidence.cost else 0.0
+    return f"{rounded(max(0.0, share), 2)} runs"
+
+
+def _share(loss: float, evidence: PolicyEvidence) -> str:
+    return f"{loss / evidence.cost:.3g}" if evidence.cost else "none"
 
 
 def _hindrance(
@@ -233,14 +342,6 @@ def _loss_text(found: Performance) -> str:
     return f"{text} is within tolerance {rounded(found.tolerated)} (n {found.n:,})"
 
 
-def _above_text(found: Performance) -> str:
-    metric = METRIC_WORDS.get(found.metric, found.metric)
-    return (
-        f"{metric} {rounded(found.value)} is still above the expected {rounded(found.expected)} "
-        f"(n {found.n:,})"
-    )
-
-
 def _numbers(evidence: PolicyEvidence, settings: RetrainSettings, at: datetime) -> dict[str, float]:
     found = evidence.performance
     numbers: dict[str, float | None] = {
@@ -251,8 +352,7 @@ def _numbers(evidence: PolicyEvidence, settings: RetrainSettings, at: datetime) 
         "tolerated": found.tolerated,
         "n": float(found.n),
         "drifted": float(len(evidence.drifted)),
-        "excess": evidence.excess,
-        "price": 2.0**evidence.refusals,
+        **_worth_numbers(evidence),
         "new_labels": None if evidence.new_labels is None else float(evidence.new_labels),
         "min_new_labels": float(settings.min_new_labels),
         "runs_in_quarter": float(evidence.runs_in_quarter),
@@ -267,3 +367,19 @@ def _numbers(evidence: PolicyEvidence, settings: RetrainSettings, at: datetime) 
 
 def _days(moment: datetime | None, at: datetime) -> float | None:
     return None if moment is None else (at - moment) / timedelta(days=1)
+
+
+def _worth_numbers(evidence: PolicyEvidence) -> dict[str, float | None]:
+    """What the observations say, in runs where they can be paid for."""
+    found = worth_of(evidence)
+    if found is None or not evidence.cost:
+        return {}
+    return {
+        "excess": max(0.0, found.lost) / evidence.cost,
+        "price": found.price / evidence.cost,
+        "saving": found.now,
+        "due": found.due / evidence.cost,
+        "evidence_of_harm": found.evidence,
+        "windows_observed": found.windows,
+        "windows_old": evidence.windows_old,
+    }

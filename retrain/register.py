@@ -11,13 +11,15 @@ import numpy as np
 
 from core.errors import TrainerFailed, UntrustedArtifact
 from core.files import sha256_tree
-from core.settings import ModelSettings, span
+from core.settings import span
 from core.spec import ModelSpec
 from core.times import iso, utc
-from monitor.baseline import build, dump, reference_sample
-from retrain.dataset import Account
+from monitor.baseline import Baseline, build, dump, reference_sample
+from retrain import gate_report
+from retrain.dataset import Account, Slice
 from retrain.gate import GateResult
 from retrain.job import TrainerResult, read_frame, read_inputs
+from retrain.rebuild import ROWS_FILE
 from retrain.run import RunContext, RunState
 
 if TYPE_CHECKING:
@@ -50,17 +52,19 @@ def register(
     folder, trust = context.folder(run.id) / "job", context.settings.trust_pickle
     if sha256_tree(folder / "model") != trained.model_sha256:
         raise UntrustedArtifact(f"run {run.id}: the trained model's file changed after the gate")
+    report = gate_report.begin(context, run, spec, trained, gate)
     version = context.registry.add(
         run.model,
         load_estimator(folder / "model", trust_pickle=trust),
         spec,
-        files=_files(context, run, spec, account, gate, at),
-        tags=_tags(run, account, gate),
+        files=_files(context, run, spec, account=account, trained=trained, gate=gate, at=at),
+        tags=_tags(run, account, trained, gate),
         metrics=_metrics(gate, trained),
         now=at,
         idempotency_key=run.id,
         trust_pickle=trust,
     )
+    gate_report.attach(context, version, report)
     # The registry wrote the estimator anew: what it keeps must be what was gated.
     kept = load_estimator(context.registry.fetch(version), trust_pickle=trust)
     again = predict(kept, spec, read_inputs(folder / "holdout.parquet", spec))
@@ -77,8 +81,11 @@ def _outputs(folder: Path, spec: ModelSpec) -> pd.DataFrame:
     return frame[[f"candidate:{name}" for name in spec.outputs]].set_axis(spec.outputs, axis=1)
 
 
-def _tags(run: RunState, account: Account, gate: GateResult) -> dict[str, str]:
+def _tags(
+    run: RunState, account: Account, trained: TrainerResult, gate: GateResult
+) -> dict[str, str]:
     return {
+        "shelflife.window": trained.choice.window.name if trained.choice else "all",
         "shelflife.gate": "passed" if gate.passed else "refused",
         "shelflife.run_id": run.id,
         "shelflife.trigger": run.trigger,
@@ -98,6 +105,8 @@ def _metrics(gate: GateResult, trained: TrainerResult) -> dict[str, float]:
         "holdout_rows": float(gate.n),
         "train_rows": float(trained.rows),
         "fit_seconds": trained.seconds,
+        "fits": float(trained.fits),
+        "latency_ms": trained.latency_ms,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -106,41 +115,24 @@ def _files(
     context: RunContext,
     run: RunState,
     spec: ModelSpec,
+    *,
     account: Account,
+    trained: TrainerResult,
     gate: GateResult,
     at: datetime,
 ) -> dict[str, bytes]:
     """What travels with the version: its baseline and how it came about."""
-    import pandas as pd
-
     folder = context.folder(run.id)
-    train = read_frame(folder / "job" / "train.parquet")
-    holdout = read_frame(folder / "holdout.parquet")
-    inputs = pd.concat(
-        [
-            read_inputs(folder / "job" / "train.parquet", spec),
-            read_inputs(folder / "holdout.parquet", spec),
-        ],
-        ignore_index=True,
-    )
-    # What the model answers on rows it learned from says nothing: no outputs and no labels there.
-    blank = pd.DataFrame(np.nan, index=range(len(train)), columns=spec.outputs)
-    outputs = pd.concat([blank, _outputs(folder / "job", spec)], ignore_index=True)
-    y = np.concatenate([np.full(len(train), np.nan), holdout["y"].to_numpy(np.float64)])
-    moments = pd.concat([train["time"], holdout["time"]], ignore_index=True)
-    times = [utc(moment.to_pydatetime()) for moment in moments]
-    baseline = build(
+    baseline, reference = candidate_baseline(
         spec,
-        inputs,
-        outputs,
-        y,
-        times,
-        created=at,
-        how="holdout",
+        _slice(folder / "job" / "train.parquet", spec),
+        _slice(folder / "holdout.parquet", spec),
+        _outputs(folder / "job", spec),
         trained_until=account.trained_until,
-        window_rows=_window_rows(account, context.settings),
+        every=span(context.settings.check_every),
+        window=span(context.settings.window),
+        at=at,
     )
-    reference = reference_sample(inputs, outputs, y, times)
     buffer = io.BytesIO()
     reference.to_parquet(buffer, index=False)
     return {
@@ -149,13 +141,58 @@ def _files(
         "reference.parquet": buffer.getvalue(),
         "gate.json": msgspec.json.encode(gate),
         "dataset.json": msgspec.json.encode(account),
+        "training.json": msgspec.json.encode(trained),
+        ROWS_FILE: (folder / ROWS_FILE).read_bytes(),
         "train.log": (folder / "job" / "train.log").read_bytes(),
     }
 
 
-def _window_rows(account: Account, settings: ModelSettings) -> int | None:
-    """Rows that a check window holds on average, from the labelled rows' own density."""
-    length = account.holdout_until - account.holdout_since
-    if length <= timedelta():
-        return None
-    return max(1, round(account.holdout_rows * (span(settings.window) / length)))
+def candidate_baseline(
+    spec: ModelSpec,
+    train: Slice,
+    holdout: Slice,
+    outputs: pd.DataFrame,
+    *,
+    trained_until: datetime,
+    every: timedelta,
+    window: timedelta,
+    at: datetime,
+) -> tuple[Baseline, pd.DataFrame]:
+    """A candidate's baseline and its reference sample. Pure.
+
+    Args:
+        outputs: the candidate's on the holdout, columns `spec.outputs`.
+        every, window: the rhythm of checks and how far they look back.
+    """
+    import pandas as pd
+
+    inputs = pd.concat([train.inputs, holdout.inputs], ignore_index=True)
+    # What the model answers on rows it learned from says nothing: no outputs and no labels there.
+    blank = pd.DataFrame(np.nan, index=range(len(train)), columns=spec.outputs)
+    answers = pd.concat([blank, outputs], ignore_index=True)
+    y = np.concatenate([np.full(len(train), np.nan), holdout.y])
+    times = (*train.times, *holdout.times)
+    built = build(
+        spec,
+        inputs,
+        answers,
+        y,
+        times,
+        created=at,
+        how="holdout",
+        trained_until=trained_until,
+        every=every,
+        window=window,
+    )
+    return built, reference_sample(inputs, answers, y, times)
+
+
+def _slice(path: Path, spec: ModelSpec) -> Slice:
+    """A written slice; labels NaN where the file has none."""
+    frame = read_frame(path)
+    blank = np.full(len(frame), np.nan)
+    return Slice(
+        inputs=read_inputs(path, spec),
+        y=frame["y"].to_numpy(np.float64) if "y" in frame else blank,
+        times=tuple(utc(moment.to_pydatetime()) for moment in frame["time"]),
+    )

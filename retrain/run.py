@@ -1,23 +1,23 @@
 """One retraining run: a state machine in the ledger that survives a kill at any point.
 
-    running ──dataset──train──gate──register──promote──serve──► promoted
-       │          │       │       │         │       │
-       │          ▼       ▼       └─refused─┤       └─► waiting (mode approve: a person promotes)
-       │       refused  failed              ▼       └─► refused (somebody moved the champion)
-       └─► abandoned                     refused
+    dataset ─ train ─ gate ─ register ─ shadow ─ approve ─ canary ─ promote ─ serve ─► promoted
+       │        │                │         │        │         │        │
+    refused   failed          refused   refused  waiting   refused  refused
+   (too few            (by the gate)   (proven   (mode    (proven   (somebody moved
+      rows)                              worse)  approve)   worse)   the champion)
 
 Each step is a row of `run_steps`; its result is committed there once it is done, and a step that is
 done is never done again. A step that was cut off is repeated, and every step is written so that
-repeating it changes nothing (`retrain.steps`). At most one run per model is unfinished: the unique
-`runs.active` column says so.
+repeating it changes nothing (`retrain.steps`, `retrain.rollout`). At most one run per model is
+unfinished: the unique `runs.active` column says so. Whoever writes holds a lease, and asserts in
+the same transaction that it does and that nobody has ended the run (`fence`). See docs/runs.md.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,7 +27,8 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from core import schema
-from core.errors import NotFound
+from core.errors import LeaseLost, NotFound
+from core.failpoints import fail_point
 from core.ledger import Ledger
 from core.settings import ModelSettings
 from core.times import micros
@@ -38,8 +39,12 @@ if TYPE_CHECKING:
     from registry.versions import Registry
 
 State = Literal["running", "waiting", "promoted", "refused", "failed", "abandoned"]
-StepName = Literal["dataset", "train", "gate", "register", "promote", "serve"]
-STEPS: tuple[StepName, ...] = ("dataset", "train", "gate", "register", "promote", "serve")
+StepName = Literal[
+    "dataset", "train", "gate", "register", "shadow", "approve", "canary", "promote", "serve"
+]
+STEPS: tuple[StepName, ...] = (
+    "dataset", "train", "gate", "register", "shadow", "approve", "canary", "promote", "serve",
+)  # fmt: skip
 T = TypeVar("T")
 
 
@@ -70,6 +75,10 @@ class RunState(Struct, frozen=True, kw_only=True):
         return self.state not in ("running", "waiting")
 
 
+#: Does one step at a moment of the model's time and of the wall's; False when it has to wait.
+Step = Callable[["RunContext", RunState, datetime, datetime], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
     """What a run works with; made anew by every process that advances one.
@@ -88,18 +97,14 @@ class RunContext:
     tell: Callable[[str, str], None] = lambda kind, text: None
     user_folder: Path | None = None  # where a user's trainer module lies
     threads: int = 0  # that the trainer may use; 0 takes half the cores
+    #: Steps done otherwise than by `retrain.steps`: a replay trains in its own process, on no disk.
+    steps: Mapping[StepName, Step] = field(default_factory=dict)
     guard: Callable[[sa.Connection], None] = lambda tx: None
     beat: Callable[[], None] = lambda: None
 
     def folder(self, run_id: str) -> Path:
         """The run's work folder."""
         return self.home / "runs" / run_id
-
-
-def fail_point(name: str) -> None:
-    """Die here, as by `kill -9`, when the environment asks for it: for tests of resuming."""
-    if os.environ.get("SHELFLIFE_FAIL_POINT") == name:
-        os._exit(137)
 
 
 def start(
@@ -158,6 +163,7 @@ def start_in(
             updated=at,
             incident_id=incident_id,
             active=model,
+            told="",
         )
     )
     return run_id if added.rowcount else None
@@ -201,6 +207,36 @@ def active(ledger: Ledger, model: str) -> str | None:
     return found
 
 
+def unsettled(ledger: Ledger) -> list[str]:
+    """Models with a run that is unfinished, or whose end nobody has been told of yet."""
+    table = schema.runs
+    news = (table.c.state != "running") & (table.c.told != table.c.state)
+    query = sa.select(table.c.model).where(sa.or_(table.c.active.is_not(None), news)).distinct()
+    with ledger.read() as tx:
+        return sorted(tx.scalars(query))
+
+
+def untold(ledger: Ledger, model: str) -> list[str]:
+    """Ids of the model's runs whose present state nobody has been told of, oldest first.
+
+    Told is what `mark_told` committed together with the message: a process that died in between
+    leaves the run here.
+    """
+    table = schema.runs
+    news = (table.c.state != "running") & (table.c.told != table.c.state)
+    query = sa.select(table.c.id).where(table.c.model == model, news)
+    with ledger.read() as tx:
+        return list(tx.scalars(query.order_by(table.c.started, table.c.id)))
+
+
+def mark_told(tx: sa.Connection, run: RunState) -> bool:
+    """Note, in the transaction that writes the message, that this state is told; False if it
+    was told already, or is not the run's state any more."""
+    table = schema.runs
+    fresh = (table.c.id == run.id) & (table.c.state == run.state) & (table.c.told != run.state)
+    return bool(tx.execute(table.update().where(fresh).values(told=run.state)).rowcount)
+
+
 def resume(context: RunContext, model: str, *, at: datetime, wall: datetime) -> RunState | None:
     """Advance the model's unfinished run, if there is one: what a restarted process does first."""
     run_id = active(context.ledger, model)
@@ -226,26 +262,51 @@ def advance(context: RunContext, run_id: str, *, at: datetime, wall: datetime) -
     return load(context.ledger, run_id)
 
 
-def abandon(context: RunContext, run_id: str, *, reason: str, at: datetime) -> RunState:
-    """Give an unfinished run up; the champion stays, a candidate already registered stays too."""
-    run = load(context.ledger, run_id)
-    if not run.finished:
-        finish(context, run, "abandoned", reason, at=at)
-    return load(context.ledger, run_id)
-
-
 def finish(context: RunContext, run: RunState, state: State, outcome: str, *, at: datetime) -> None:
     """End a run, once; the model may have another from then on."""
-    table = schema.runs
+    fail_point("before_finish")
     with context.ledger.write() as tx:
         context.guard(tx)
-        ended = tx.execute(
-            table.update()
-            .where(table.c.id == run.id, table.c.active.is_not(None))
-            .values(state=state, outcome=outcome, updated=at, finished=at, active=None)
-        )
-    if ended.rowcount:
+        ended = end_in(tx, run.id, state, outcome, at=at)
+    fail_point("after_finish")
+    if ended:
         context.tell(state, outcome)
+
+
+def end_in(tx: sa.Connection, run_id: str, state: State, outcome: str, *, at: datetime) -> bool:
+    """End a run in the caller's transaction; False if it has ended already."""
+    table = schema.runs
+    ended = tx.execute(
+        table.update()
+        .where(table.c.id == run_id, table.c.active.is_not(None))
+        .values(state=state, outcome=outcome, updated=at, finished=at, active=None)
+    )
+    return bool(ended.rowcount)
+
+
+def fence(context: RunContext, run_id: str) -> Callable[[sa.Connection], None]:
+    """What every write of a run asserts in its transaction: the lease is held, the run not ended.
+
+    The assertion raises LeaseLost: another process, or a person, has taken the run over.
+    """
+
+    def assert_ours(tx: sa.Connection) -> None:
+        context.guard(tx)
+        assert_active(tx, run_id)
+
+    return assert_ours
+
+
+def assert_active(tx: sa.Connection, run_id: str) -> None:
+    """Assert that nobody has ended the run.
+
+    Raises:
+        LeaseLost: somebody has.
+    """
+    query = sa.select(schema.runs.c.active).where(schema.runs.c.id == run_id)
+    # FOR UPDATE: on PostgreSQL a person who ends the run waits until this write is over.
+    if tx.scalar(query.with_for_update()) is None:
+        raise LeaseLost(f"run {run_id} has been ended meanwhile")
 
 
 # --- the ledger's side of one step ---------------------------------------------------------------
@@ -256,7 +317,7 @@ def begin_step(context: RunContext, run: RunState, name: StepName, *, at: dateti
     table = schema.run_steps
     key = (table.c.run_id == run.id) & (table.c.name == name)
     with context.ledger.write() as tx:
-        context.guard(tx)
+        fence(context, run.id)(tx)
         tx.execute(
             context.ledger.insert_ignore(table).values(
                 run_id=run.id, name=name, state="running", started=at
@@ -264,6 +325,7 @@ def begin_step(context: RunContext, run: RunState, name: StepName, *, at: dateti
         )
         before = int(tx.scalar(sa.select(table.c.attempts).where(key)) or 0)
         tx.execute(table.update().where(key).values(state="running", attempts=before + 1))
+    fail_point(f"before_{name}")
     return before
 
 
@@ -281,11 +343,12 @@ def end_step(
     key = (table.c.run_id == run.id) & (table.c.name == name)
     text = msgspec.json.encode(result).decode()
     with context.ledger.write() as tx:
-        context.guard(tx)
+        fence(context, run.id)(tx)
         tx.execute(
             table.update().where(key).values(state="done", finished=at, result=text, error="")
         )
         tx.execute(runs.update().where(runs.c.id == run.id).values(updated=at, **changes))
+    fail_point(f"done_{name}")
 
 
 def note_step(
@@ -297,13 +360,17 @@ def note_step(
     state: State = "running",
     error: str = "",
     result: str | None = None,
+    counts: bool = True,
 ) -> None:
-    """Note why a step is not done yet; `state` is the run's."""
+    """Note why a step is not done yet; `state` is the run's. A try that does not count against
+    the step (MLflow was out of reach, it waits for somebody) is taken off its attempts."""
     table, runs = schema.run_steps, schema.runs
     key = (table.c.run_id == run.id) & (table.c.name == name)
     values: dict[str, Any] = {"error": error} | ({} if result is None else {"result": result})
+    if not counts:
+        values["attempts"] = table.c.attempts - 1
     with context.ledger.write() as tx:
-        context.guard(tx)
+        fence(context, run.id)(tx)
         tx.execute(table.update().where(key).values(**values))
         tx.execute(runs.update().where(runs.c.id == run.id).values(updated=at, state=state))
 
@@ -324,5 +391,13 @@ def step_text(ledger: Ledger, run_id: str, name: StepName) -> str:
     """The raw result of a step; empty when there is none."""
     table = schema.run_steps
     query = sa.select(table.c.result).where(table.c.run_id == run_id, table.c.name == name)
+    with ledger.read() as tx:
+        return str(tx.scalar(query) or "")
+
+
+def step_error(ledger: Ledger, run_id: str, name: StepName) -> str:
+    """What a step said when it could not be done; empty when it said nothing."""
+    table = schema.run_steps
+    query = sa.select(table.c.error).where(table.c.run_id == run_id, table.c.name == name)
     with ledger.read() as tx:
         return str(tx.scalar(query) or "")

@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, shown
+from core.errors import InputError, NotFound, NotReady, ShelflifeError, TooLarge, TooSlow, shown
 from core.ledger import Ledger
 from core.settings import Settings, span
-from monitor.log.records import Prediction, SampleLog
+from core.times import plausible
+from monitor.log.records import Prediction, Role, SampleLog
 from monitor.log.sample import kept
 from serving.backend import ModelFailed, ModelStats, Outputs
+from serving.canary import Canary
 from serving.codec import Asked, answer, encode, refusal
 from serving.heartbeat import Heartbeat, wall_clock
-from serving.swap import Slots
+from serving.reading import read_body
+from serving.swap import Slot, Slots
 from serving.traffic import Logged, LogWriter
 
 _log = logging.getLogger("shelflife.serving")
 _JSON = "application/json"
 _RETRY_AFTER = "1"  # seconds
+_COPIES_WITHIN = timedelta(milliseconds=200)  # nobody waits for a shadow's rows
 
 #: Options for uvicorn. Its keep-alive of 5 s closes idle connections that clients' pools are about
 #: to use again (httpx with 64 connections: a dropped request in 2 runs of 3; none with 75 s).
@@ -71,7 +75,9 @@ class Metrics(Struct, frozen=True, kw_only=True):
     Attributes:
         counters: since the worker started, by (model, name): `answered` and `logged`, `shed`,
             `unsampled`, `late` (relaxed rows, committed after their bound) count rows, `failed`
-            and `refused:<reason>` count requests.
+            and `refused:<reason>` count requests; `shadowed`, `shadow_shed`, `shadow_failed` rows,
+            `canary_answered`, `canary_failed` (the champion answered instead) and
+            `canary_skipped` requests of a challenger.
         log_waiting: rows not yet committed.
     """
 
@@ -94,6 +100,8 @@ class Serving:
         serving = settings.serving
         self._settings, self._clock = settings, clock
         self._limit = int(serving.max_body_mb * 1_000_000)
+        self._read_within = span(settings.ingest.read_within).total_seconds()
+        self._ahead = span(settings.ingest.future)
         self._draining = False
         self._writer = LogWriter(
             log,
@@ -111,6 +119,7 @@ class Serving:
             trust_pickle=lambda model: settings.model(model).trust_pickle,
             clock=clock,
             changed=self._changed,
+            count=self._writer.count,
         )
         self._heartbeat = Heartbeat(ledger, self.slots, self.worker, clock=clock)
 
@@ -164,6 +173,11 @@ class Serving:
             counters=self._writer.totals(), log_waiting=self._writer.waiting, models=models
         )
 
+    def count(self, model: str, name: str, by: int = 1) -> None:
+        """Add to a counter of `metrics`; it reaches the ledger within seconds."""
+        if by:
+            self._writer.count(model, name, by)
+
     # --- the data path -----------------------------------------------------------------------
 
     async def infer(self, request: Request) -> Response:
@@ -181,27 +195,57 @@ class Serving:
         if self._draining:
             raise NotReady("this worker is shutting down; ask another")
         slot = self.slots.get(model)  # an unknown model is refused before its body is read
-        body = await _read(request, self._limit)
-        with slot.use(request.path_params.get("version")) as loaded:
+        body = await read_body(request, self._limit, self._read_within)
+        pinned = request.path_params.get("version")
+        with slot.use(pinned) as loaded:
             asked = loaded.codec.decode(body)
-            outputs = await loaded.batcher.infer(asked.columns, asked.rows)
-        version = loaded.target.version
-        logged = await self._record(model, version, asked, outputs)
+            if asked.time is not None:
+                field = "parameters.event_time"
+                plausible(asked.time, now=self._clock(), ahead=self._ahead, field=field)
+            canary, version, outputs = slot.canary, loaded.target.version, None
+            if canary is not None and pinned is None:
+                outputs = await self._canary(canary, model, asked)
+            if outputs is None:
+                role: Role = "champion"
+                outputs = await loaded.batcher.infer(asked.columns, asked.rows)
+            elif canary is not None:
+                role, version = "challenger", canary.version
+        logged = await self._record(slot, version, role, asked, outputs)
         return answer(asked, outputs, model=model, version=version, logged=logged)
 
-    async def _record(self, model: str, version: str, asked: Asked, outputs: Outputs) -> Logged:
-        settings, count = self._settings.model(model), self._writer.count
-        rows = _predictions(model, version, asked, outputs, asked.time or self._clock())
+    async def _canary(self, canary: Canary, model: str, asked: Asked) -> Outputs | None:
+        """The challenger's answer, if this request is one of its share and it has one."""
+        if not canary.chosen(asked.id):
+            return None
+        if canary.resting:
+            self._writer.count(model, "canary_skipped")
+            return None
+        outputs = await canary.infer(asked.columns, asked.rows)
+        self._writer.count(model, "canary_failed" if outputs is None else "canary_answered")
+        return outputs
+
+    async def _record(
+        self, slot: Slot, version: str, role: Role, asked: Asked, outputs: Outputs
+    ) -> Logged:
+        model, count = slot.model, self._writer.count
+        settings = self._settings.model(model)
+        rows = _predictions(model, version, role, asked, outputs, asked.time or self._clock())
         rate = settings.sample_rate
         sample = rows if rate >= 1 else [row for row in rows if kept(row.id, rate)]
         count(model, "answered", len(rows))
         if len(sample) < len(rows):
             count(model, "unsampled", len(rows) - len(sample))
+        shadow = slot.shadow
+        if shadow is not None and sample:
+            shadow.offer(sample, self._submit_shadow)
         return await self._writer.log(
             sample,
             strict=settings.durability == "strict",
             within=span(settings.commit_within),
         )
+
+    def _submit_shadow(self, rows: Sequence[Prediction]) -> None:
+        self._writer.submit(rows, within=_COPIES_WITHIN)
 
     def _refuse(self, error: Exception, model: str) -> Response:
         if not isinstance(error, ShelflifeError):
@@ -263,7 +307,9 @@ async def http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
     detail = getattr(error, "detail", type(error).__name__)
     path = shown(request.url.path)
-    return _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found = _error(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found.headers.update(getattr(error, "headers", None) or {})  # Allow, which a 405 must have
+    return found
 
 
 def build(
@@ -284,7 +330,7 @@ def build(
 
 
 def _predictions(
-    model: str, version: str, asked: Asked, outputs: Outputs, time: datetime
+    model: str, version: str, role: Role, asked: Asked, outputs: Outputs, time: datetime
 ) -> list[Prediction]:
     names = list(outputs)
     answers = zip(*(outputs[name].tolist() for name in names), strict=True)
@@ -293,6 +339,7 @@ def _predictions(
             model=model,
             id=identity,
             version=version,
+            role=role,
             time=time,
             inputs=inputs,
             outputs=dict(zip(names, values, strict=True)),
@@ -303,33 +350,11 @@ def _predictions(
     ]
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, unless it is too big.
-
-    Raises:
-        TooLarge: more than `limit` bytes are announced, or come.
-    """
-    if "inference-header-content-length" in request.headers:
-        raise InputError(
-            "Inference-Header-Content-Length",
-            request.headers["inference-header-content-length"],
-            "JSON tensors; the binary tensor extension is not served",
-        )
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge("body", f"{announced} bytes", f"at most {limit} bytes; send fewer rows")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLarge("body", f"over {limit} bytes", f"at most {limit} bytes; send fewer rows")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def _status(error: ShelflifeError) -> tuple[int, str]:
     if isinstance(error, TooLarge):
         return 413, "too_large"
+    if isinstance(error, TooSlow):
+        return 408, "too_slow"
     if isinstance(error, InputError):
         return 400, "bad_input"
     if isinstance(error, NotFound):

@@ -107,7 +107,7 @@ class Batcher:
         names = list(batch[0].columns)
         columns = {name: np.concatenate([r.columns[name] for r in batch]) for name in names}
         total = sum(request.rows for request in batch)
-        outputs = _checked(self._model.infer(columns), total)
+        outputs = checked(self._model.infer(columns), total)
         results, start = list[_Result](), 0
         for request in batch:
             part = slice(start, start + request.rows)
@@ -117,7 +117,7 @@ class Batcher:
 
     def _alone(self, request: _Request) -> _Result:
         try:
-            return request, _checked(self._model.infer(request.columns), request.rows)
+            return request, checked(self._model.infer(request.columns), request.rows)
         except ModelFailed as error:
             return request, error
         except ValueError as error:
@@ -127,7 +127,12 @@ class Batcher:
             return request, ModelFailed(f"the model raised {type(error).__name__}: {error}")
 
 
-def _checked(outputs: Outputs, rows: int) -> Outputs:
+def checked(outputs: Outputs, rows: int) -> Outputs:
+    """The outputs, if there is one finite number per row in each.
+
+    Raises:
+        ModelFailed: there is not.
+    """
     for name, array in outputs.items():
         if array.shape != (rows,):
             raise ModelFailed(f"{name}: the model answered shape {array.shape} to {rows} rows")

@@ -28,6 +28,7 @@ from core.times import parse_time
 from serving.backend import Outputs
 from serving.columns import DATATYPE, KINDS, Column, column
 
+MAX_ROWS = 100_000  # of a request
 MAX_ID = 200  # characters; the log's key holds 256, and `:<row>` is appended
 _MAX_DEPTH = 2  # [[1], [2]]: rows of one value each
 
@@ -205,7 +206,10 @@ def parse(body: bytes) -> InferenceRequest:
         InputError: not JSON, not UTF-8, nested too deep, or not that structure.
     """
     try:
-        return _request.decode(body)
+        request = _request.decode(body)
+        if b"\\u003" in body or body.count(b":") != _colons(request):
+            _once(body)
+        return request
     except msgspec.ValidationError as error:
         raise _misfit(body, str(error)) from None
     except RecursionError:
@@ -215,6 +219,40 @@ def parse(body: bytes) -> InferenceRequest:
         raise InputError("body", error.object[error.start : error.end], "JSON in UTF-8") from None
     except ValueError as error:  # msgspec.DecodeError, and integers of thousands of digits
         raise _not_finite(body) or InputError("body", str(error), "valid JSON") from None
+
+
+def _once(body: bytes) -> None:
+    """Refuse a body in which an object has a name twice.
+
+    JSON allows it and parsers disagree on what it means. Asked only when there are more colons than
+    the decoded members and strings account for: unknown members, or members twice.
+    """
+
+    def pairs(found: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in found]
+        if len(set(names)) < len(names):
+            name = next(n for i, n in enumerate(names) if n in names[:i])
+            raise InputError(name, "the name twice", "each name once in an object")
+
+    json.loads(body, object_pairs_hook=pairs)
+
+
+def _colons(request: InferenceRequest) -> int:
+    """The colons of a plain request: one per member, and those in its id and parameters.
+
+    Tensors are taken to have their four members and no colon in them: counting would cost more
+    than looking twice where there are some.
+    """
+    total = 1 + 4 * len(request.inputs)
+    if request.id is not None:
+        total += 1 + request.id.count(":")
+    if request.parameters is not None:
+        total += 1 + len(request.parameters)
+        texts = [each for each in request.parameters.values() if isinstance(each, str)]
+        total += sum(each.count(":") for each in texts)
+    if request.outputs is not None:
+        total += 1 + len(request.outputs)
+    return total
 
 
 def _misfit(body: bytes, message: str) -> InputError:
@@ -260,6 +298,8 @@ def _rows(tensor: Tensor) -> int:
         raise InputError(f"{tensor.name}.shape", shape, "[n] or [n, 1] for n rows")
     if not shape[0]:
         raise InputError(f"{tensor.name}.shape", shape, "at least one row")
+    if shape[0] > MAX_ROWS:
+        raise InputError(f"{tensor.name}.shape", shape, f"at most {MAX_ROWS} rows")
     return shape[0]
 
 

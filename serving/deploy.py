@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -29,7 +29,7 @@ from serving import backends, store
 from serving.backend import Model
 from serving.columns import columns_of
 from serving.heartbeat import Served, served_by, wall_clock
-from serving.store import Manifest, Sample, Target
+from serving.store import Manifest, Pointer, Sample, Target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,17 @@ class Deployed(Struct, frozen=True, kw_only=True):
     version: str
     sha256: str  # of the model files, as recorded at registration
     folder: str  # name of the prepared folder
-    changed: bool  # whether this call moved the pointer
+    changed: bool  # whether this call moved the pointer's champion
+    challenger: str = ""  # the version that runs beside it
+    problem: str = ""  # why the version that should run beside it does not
+
+
+class Beside(Struct, frozen=True, kw_only=True):
+    """The version that is to run beside the champion."""
+
+    version: str
+    mode: Literal["shadow", "canary"]
+    share: float = 0.0
 
 
 def sync(
@@ -58,6 +68,7 @@ def sync(
     *,
     trust_pickle: bool,
     now: datetime,
+    beside: Beside | None = None,
     clock: Callable[[], datetime] = wall_clock,
 ) -> Deployed | None:
     """Make workers serve the champion; None (and no pointer) if the model has none.
@@ -67,6 +78,8 @@ def sync(
 
     Args:
         now: written into the pointer, for people.
+        beside: what is to run beside the champion. One that cannot be prepared is left out and
+            said so (`Deployed.problem`); the champion is served all the same.
         clock: wall clock, the one of the workers' heartbeats.
 
     Raises:
@@ -79,15 +92,68 @@ def sync(
     if champion is None:
         path.unlink(missing_ok=True)
         return None
-    served = _pointed_at(path)
+    pointer = _pointed_at(path)
+    served = pointer.champion if pointer is not None else None
+    target = _kept(ledger, home, model, served, champion, clock)
+    changed = target is None
+    if target is None:
+        target = prepare(registry, home, champion, trust_pickle=trust_pickle)
+    second, problem = _second(
+        registry, home, model, champion, beside, pointer, trust_pickle=trust_pickle
+    )
+    mode, share = (beside.mode, beside.share) if beside and second else ("shadow", 0.0)
+    known = pointer is not None and (pointer.challenger, pointer.mode, pointer.share)
+    if changed or known != (second, mode, share):
+        store.write_pointer(home, model, target, now=now, challenger=second, mode=mode, share=share)
+    done = _deployed(model, target, changed=changed)
+    return msgspec.structs.replace(
+        done, challenger=second.version if second else "", problem=problem
+    )
+
+
+def _kept(
+    ledger: Ledger,
+    home: Path,
+    model: str,
+    served: Target | None,
+    champion: Version,
+    clock: Callable[[], datetime],
+) -> Target | None:
+    """What the pointer says, where that is the champion and sound; None: prepare it."""
     wanted = (champion.version, champion.sha256)
-    if served is not None and (served.version, served.sha256) == wanted:
-        refused = served_by(ledger, model, served.version, now=clock()).error
-        if _whole(store.prepared(home, served.folder), look_inside=bool(refused)):
-            return _deployed(model, served, changed=False)
-    target = prepare(registry, home, champion, trust_pickle=trust_pickle)
-    store.write_pointer(home, model, target, now=now)
-    return _deployed(model, target, changed=True)
+    if served is None or (served.version, served.sha256) != wanted:
+        return None
+    refused = served_by(ledger, model, served.version, now=clock()).error
+    return (
+        served if _whole(store.prepared(home, served.folder), look_inside=bool(refused)) else None
+    )
+
+
+def _second(
+    registry: Registry,
+    home: Path,
+    model: str,
+    champion: Version,
+    beside: Beside | None,
+    pointer: Pointer | None,
+    *,
+    trust_pickle: bool,
+) -> tuple[Target | None, str]:
+    """The prepared version that runs beside the champion, or why there is none."""
+    if beside is None or beside.version == champion.version:
+        return None, ""
+    try:
+        version = registry.get(model, beside.version)
+        known = pointer.challenger if pointer is not None else None
+        if (
+            known is not None
+            and (known.version, known.sha256) == (version.version, version.sha256)
+            and _whole(store.prepared(home, known.folder), look_inside=False)
+        ):
+            return known, ""
+        return prepare(registry, home, version, trust_pickle=trust_pickle), ""
+    except ShelflifeError as error:
+        return None, f"version {beside.version} cannot run beside the champion: {error}"
 
 
 def prepare(registry: Registry, home: Path, version: Version, *, trust_pickle: bool) -> Target:
@@ -154,10 +220,10 @@ def wait_served(
         sleep(_POLL)
 
 
-def _pointed_at(path: Path) -> Target | None:
-    """The target of a pointer that is there and whole."""
+def _pointed_at(path: Path) -> Pointer | None:
+    """A pointer that is there and whole."""
     try:
-        return store.read_pointer(path).champion
+        return store.read_pointer(path)
     except (FileNotFoundError, ShelflifeError):
         return None
 

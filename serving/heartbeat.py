@@ -71,6 +71,8 @@ class Heartbeat:
                     "loaded": loaded.at if loaded else now,
                     "seen": now,
                     "error": slot.error,
+                    "challenger": slot.beside.version if slot.beside else "",
+                    "challenger_error": slot.challenger_error,
                 }
             )
         return rows

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -36,10 +37,15 @@ class Target(Struct, frozen=True, kw_only=True):
 
 
 class Pointer(Struct, frozen=True, kw_only=True):
-    """What workers are to serve for one model."""
+    """What workers are to serve for one model, and what runs beside it."""
 
     champion: Target
     written: str
+    challenger: Target | None = None
+    mode: Literal["shadow", "canary"] = (
+        "shadow"  # a copy of the requests, or a share of the answers
+    )
+    share: float = 0.0  # of the callers, by a hash of the prediction id; canary only
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -79,16 +85,28 @@ def read_pointer(path: Path) -> Pointer:
         pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UntrustedArtifact(f"{path}: {error}; expected a pointer") from None
-    folder = pointer.champion.folder
-    if len(folder) != 64 or not set(folder) <= set("0123456789abcdef"):
-        raise UntrustedArtifact(f"{path}: folder is {folder!r}; expected a sha256 in hex")
+    for target in (pointer.champion, pointer.challenger):
+        folder = target.folder if target is not None else "0" * 64
+        if len(folder) != 64 or not set(folder) <= set("0123456789abcdef"):
+            raise UntrustedArtifact(f"{path}: folder is {folder!r}; expected a sha256 in hex")
     return pointer
 
 
-def write_pointer(home: Path, model: str, target: Target, *, now: datetime) -> None:
-    """Point a model's workers at a prepared version."""
-    data = msgspec.json.encode(Pointer(champion=target, written=iso(now)))
-    write_atomic(pointers(home) / f"{model}.json", data)
+def write_pointer(
+    home: Path,
+    model: str,
+    target: Target,
+    *,
+    now: datetime,
+    challenger: Target | None = None,
+    mode: Literal["shadow", "canary"] = "shadow",
+    share: float = 0.0,
+) -> None:
+    """Point a model's workers at a prepared version, and at the one that runs beside it."""
+    pointer = Pointer(
+        champion=target, written=iso(now), challenger=challenger, mode=mode, share=share
+    )
+    write_atomic(pointers(home) / f"{model}.json", msgspec.json.encode(pointer))
 
 
 def verify(folder: Path) -> tuple[Manifest, ModelSpec]:

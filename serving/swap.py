@@ -1,5 +1,8 @@
 """Which version answers: pointers watched, new versions loaded and warmed, one reference flipped.
 
+Beside it may run a challenger: `serving.shadow` hears a copy of the requests, `serving.canary`
+answers a share of them.
+
 A request takes the current version of its slot and gives it back when it has its answer; a version
 that was replaced stays loaded beside its successor, so that a rollback is one flip, and is unloaded
 when a third one comes, after its last answer. A version that cannot be loaded, or does not give the
@@ -11,8 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -23,10 +25,11 @@ from core.errors import NotFound, NotReady, ShelflifeError
 from core.spec import Kind, ModelSpec, Scalar
 from serving import backends, store
 from serving.backend import Model
-from serving.batching import Batcher
-from serving.codec import Codec
 from serving.columns import columns_of
-from serving.store import Sample, Target
+from serving.shadow import Shadow, Start
+from serving.slot import Loaded as Loaded
+from serving.slot import Slot as Slot
+from serving.store import Pointer, Sample, Target
 
 _log = logging.getLogger("shelflife.serving")
 _POLL = 0.1  # seconds between looks at the pointers
@@ -34,109 +37,6 @@ _RETRY = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a version that failed is 
 _TOLERANCE = 1e-6  # between this process's answers and the preparing process's
 
 Signature = tuple[int, int, int]  # inode, mtime in ns, size of a pointer file
-
-
-class Loaded:
-    """One version in memory: its codec, its model behind a batcher, and who is using it."""
-
-    def __init__(
-        self, target: Target, spec: ModelSpec, model: Model, *, at: datetime, max_batch: int
-    ) -> None:
-        self.target, self.spec, self.model, self.at = target, spec, model, at
-        self.codec = Codec(spec)
-        self.batcher = Batcher(
-            model, max_batch=max_batch, name=f"model-{spec.name}-{target.version}"
-        )
-        self._users = 0
-        self._idle = threading.Condition()
-
-    def take(self) -> None:
-        """A request begins to use it."""
-        with self._idle:
-            self._users += 1
-
-    def give_back(self) -> None:
-        """A request has its answer."""
-        with self._idle:
-            self._users -= 1
-            if not self._users:
-                self._idle.notify_all()
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that are using it."""
-        return self._users
-
-    def retire(self, timeout: float = 30.0) -> None:
-        """Wait for the requests that use it, end its thread, give the memory back."""
-        with self._idle:
-            self._idle.wait_for(lambda: not self._users, timeout)
-        if not self.batcher.drain(timeout):
-            _log.error("model_stuck", extra={"model": self.spec.name})
-        self.model.unload()
-
-
-class Slot:
-    """A model's place: the version that answers, the one before it, the last error."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.error = ""
-        self._current: Loaded | None = None
-        self._previous: Loaded | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def current(self) -> Loaded | None:
-        """The version that answers; None while the first one loads."""
-        return self._current
-
-    @contextmanager
-    def use(self, version: str | None = None) -> Iterator[Loaded]:
-        """The current version, which stays loaded until the block ends.
-
-        Raises:
-            NotReady: no version is loaded yet.
-            NotFound: another version was asked for.
-        """
-        with self._lock:  # a flip cannot come between reading the reference and taking it
-            loaded = self._current
-            if loaded is None:
-                raise NotReady(f"{self.model} is being loaded; {self.error or 'ask again'}")
-            if version is not None and version != loaded.target.version:
-                hint = f"{self.model} serves version {loaded.target.version}"
-                raise NotFound("version", version, hint)
-            loaded.take()
-        try:
-            yield loaded
-        finally:
-            loaded.give_back()
-
-    def kept(self, target: Target) -> Loaded | None:
-        """That version, if it is still in memory."""
-        for loaded in (self._current, self._previous):
-            if loaded is not None and loaded.target == target:
-                return loaded
-        return None
-
-    def flip(self, new: Loaded) -> None:
-        """Answer with `new` from now on; the version before stays for a rollback."""
-        with self._lock:
-            old, before = self._current, self._previous
-            if old is new:
-                return
-            self._current, self._previous, self.error = new, old, ""
-        if before is not None and before is not new:
-            _in_background(before.retire)
-
-    def close(self) -> None:
-        """Answer nobody any more; both versions are unloaded after their last answer."""
-        with self._lock:
-            both = (self._current, self._previous)
-            self._current = self._previous = None
-        for loaded in both:
-            if loaded is not None:
-                _in_background(loaded.retire)
 
 
 class Slots:
@@ -149,6 +49,7 @@ class Slots:
         trust_pickle: whether an operator allows a model's artifact to be unpickled.
         clock: wall clock.
         changed: called after every change, from the watching thread.
+        count: adds to a counter, by model, name and amount.
     """
 
     def __init__(
@@ -160,9 +61,11 @@ class Slots:
         trust_pickle: Callable[[str], bool],
         clock: Callable[[], datetime],
         changed: Callable[[], None] = lambda: None,
+        count: Callable[[str, str, int], None] = lambda model, name, by: None,
     ) -> None:
         self._home, self._max_batch, self._threads = home, max_batch, threads
         self._trust_pickle, self._clock, self._changed = trust_pickle, clock, changed
+        self._count = count
         self._slots: dict[str, Slot] = {}
         self._seen: dict[str, Signature] = {}
         self._failed: dict[str, tuple[int, float]] = {}  # attempts, when to try again
@@ -237,11 +140,13 @@ class Slots:
         attempts = self._failed.pop(model, (0, 0.0))[0] if self._seen.get(model) == signature else 0
         self._seen[model] = signature
         try:
-            target = store.read_pointer(store.pointers(self._home) / f"{model}.json").champion
+            pointer = store.read_pointer(store.pointers(self._home) / f"{model}.json")
+            target = pointer.champion
             version = target.version
             slot.flip(slot.kept(target) or self._load(model, target))
             slot.error = ""
             _log.info("model_served", extra={"model": model, "version": version})
+            self._follow_beside(model, slot, pointer)
         except FileNotFoundError:
             self._seen.pop(model, None)  # removed, or being replaced: the next look tells
         except Exception as error:
@@ -249,6 +154,51 @@ class Slots:
             pause = _RETRY[min(attempts, len(_RETRY) - 1)]
             self._failed[model] = (attempts + 1, monotonic() + pause)
             _log.error("model_not_served", extra={"model": model, "error": slot.error})
+
+    def _follow_beside(self, model: str, slot: Slot, pointer: Pointer) -> None:
+        """Run beside the champion what the pointer names; no trouble with it is the champion's."""
+        target, canary = pointer.challenger, slot.canary
+        slot.beside = target
+        if target is None or target == pointer.champion:
+            slot.alone()
+            return
+        try:
+            if pointer.mode == "shadow":
+                running = slot.shadow
+                if running is None or running.version != target.version:
+                    slot.alone()
+                    slot.shadow_with(self._shadow(model, target))
+            elif (
+                canary is None
+                or slot.shadow is not None
+                or (canary.version, canary.share) != (target.version, pointer.share)
+            ):
+                loaded = slot.kept(target) or self._load(model, target)
+                if slot.shadow is not None:
+                    slot.alone()
+                slot.run_beside(loaded, pointer.share)
+            slot.beside_error = ""
+            _log.info(
+                "challenger_runs",
+                extra={"model": model, "version": target.version, "mode": pointer.mode},
+            )
+        except Exception as error:
+            slot.alone()
+            slot.beside_error = f"version {target.version}: {type(error).__name__}: {error}"
+            _log.error("challenger_failed", extra={"model": model, "error": slot.beside_error})
+
+    def _shadow(self, model: str, target: Target) -> Shadow:
+        return Shadow(
+            model,
+            target.version,
+            Start(
+                folder=str(store.prepared(self._home, target.folder).resolve()),
+                backend=target.backend,
+                threads=1,
+                trust_pickle=self._trust_pickle(model),
+            ),
+            lambda name, by: self._count(model, name, by),
+        )
 
     def _load(self, model: str, target: Target) -> Loaded:
         folder = store.prepared(self._home, target.folder)
@@ -316,7 +266,3 @@ def _pointer_files(folder: Path) -> dict[str, Signature]:
                 continue
             found[entry.name[:-5]] = (status.st_ino, status.st_mtime_ns, status.st_size)
     return found
-
-
-def _in_background(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="retire", daemon=True).start()

@@ -13,15 +13,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shelflife.backtest.face import backtest as backtest
+    from shelflife.client import Client as Client
+    from shelflife.comparison import compare as compare
     from shelflife.register import register as register
 
-__all__ = ["__version__", "register"]
+__all__ = ["Client", "__version__", "backtest", "compare", "register"]
 __version__ = "0.1.0"
+_HOMES = {
+    "Client": "client",
+    "backtest": "backtest.face",
+    "compare": "comparison",
+    "register": "register",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "register":
-        from shelflife.register import register
+    if name in _HOMES:
+        from importlib import import_module
 
-        return register
+        found = getattr(import_module(f"shelflife.{_HOMES[name]}"), name)
+        globals()[name] = found  # the module of that name must not hide it from now on
+        return found
     raise AttributeError(f"module 'shelflife' has no attribute {name!r}")

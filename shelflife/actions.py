@@ -1,4 +1,4 @@
-"""What a person may ask for: check, retrain, promote, roll back, acknowledge.
+"""What a person may ask for: check, retrain, promote, roll back, decide on a run, acknowledge.
 
 The CLI calls these directly; the API writes a row (`commands`) and the scheduler calls them.
 """
@@ -6,6 +6,7 @@ The CLI calls these directly; the API writes a row (`commands`) and the schedule
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from time import sleep
 
 import sqlalchemy as sa
 
@@ -15,12 +16,17 @@ from core.times import iso
 from monitor.alert import incidents
 from registry import promotion
 from registry.versions import Version
-from retrain import policy
+from retrain import manual, policy, run
+from retrain.run import RunState
 from serving import deploy
 from serving.heartbeat import served_by
+from shelflife.deploying import deploy_model
 from shelflife.leases import held
+from shelflife.runs import advance, tell_news
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, decide, measure, start_run, tick
+from shelflife.tick import TickResult, decide, measure, observation, start_run, tick
+
+_POLL = 0.2  # seconds
 
 
 def champion_of(service: Service, model: str, *, at: datetime) -> Version:
@@ -74,7 +80,8 @@ def check_now(service: Service, model: str, *, at: datetime, record: bool = True
             return result
     champion = champion_at(service, model, at=at)
     found = measure(service, champion, at=at)
-    return TickResult(check=found, decision=decide(service, champion, found, at=at))
+    seen = observation(service, champion, found, at=at)
+    return TickResult(check=found, decision=decide(service, champion, found, seen, at=at))
 
 
 def retrain_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> str:
@@ -108,6 +115,11 @@ def promote_now(
     if model not in service.registry.models():
         raise NotFound("model", model, f"registered models: {service.registry.models()}")
     chosen = service.registry.get(model, version)
+    waiting = _waits_for(service, model, chosen.version)
+    if waiting is not None:  # the same path as any other approval, without a canary
+        word = reason or f"`shelflife promote {model} {version}`"
+        manual.approve(service.ledger, waiting, by=by, reason=word, at=at, direct=True)
+        return carry(service, model, waiting, at=at)
     champion = promotion.observe(service.registry, service.ledger, model, now=at)
     promotion.promote(
         service.registry,
@@ -119,8 +131,86 @@ def promote_now(
         by=by,
         reason=reason,
         now=at,
+        artifact=chosen.sha256,
     )
     return hand_over(service, model, at=at)
+
+
+def _waits_for(service: Service, model: str, version: str) -> str | None:
+    """The id of the run that waits for a person to approve this very version."""
+    run_id = run.active(service.ledger, model)
+    if run_id is None:
+        return None
+    found = run.load(service.ledger, run_id)
+    return run_id if found.state == "waiting" and found.candidate == version else None
+
+
+def carry(service: Service, model: str, run_id: str, *, at: datetime) -> Version:
+    """Carry a run on until it has promoted its candidate, here or wherever it is being carried.
+
+    Raises:
+        ShelflifeError: the run ended otherwise, or is not done within a minute.
+    """
+    end = wall_clock() + timedelta(minutes=1)
+    while wall_clock() < end:
+        found = run.load(service.ledger, run_id)
+        if "promote" in found.done:
+            return hand_over(service, model, at=at)
+        if found.finished:
+            raise ShelflifeError(f"run {run_id} ended {found.state}: {found.outcome}")
+        with held(service.ledger, f"run:{model}") as lease:
+            if lease is not None:
+                advance(service, model, at=at, wall=wall_clock(), lease=lease)
+                continue
+        sleep(_POLL)
+    raise ShelflifeError(f"run {run_id} is still under way; follow it with `shelflife runs`")
+
+
+def approve_now(service: Service, run_id: str, *, by: str, reason: str, at: datetime) -> RunState:
+    """Let a run that waits for a person go on; the scheduler carries it from there.
+
+    Raises:
+        NotFound: no such run.
+        ShelflifeError: it waits for nobody.
+    """
+    return manual.approve(service.ledger, run_id, by=by, reason=reason, at=at)
+
+
+def reject_now(service: Service, run_id: str, *, by: str, reason: str, at: datetime) -> RunState:
+    """Refuse the candidate of a run that waits for a person.
+
+    Raises: see `approve_now`.
+    """
+    done = manual.reject(service.registry, service.ledger, run_id, by=by, reason=reason, at=at)
+    tell_news(service, done.model, at=at)
+    return done
+
+
+def abandon_now(service: Service, run_id: str, *, by: str, reason: str, at: datetime) -> RunState:
+    """Give an unfinished run up; the champion stays.
+
+    Raises: see `retrain.manual.abandon`.
+    """
+    done = manual.abandon(service.registry, service.ledger, run_id, by=by, reason=reason, at=at)
+    tell_news(service, done.model, at=at)
+    return done
+
+
+def resume_now(service: Service, run_id: str, *, at: datetime) -> RunState:
+    """Carry an unfinished run as far as it goes now, as the scheduler does every second.
+
+    Raises:
+        NotFound: no such run.
+        ShelflifeError: it is finished, or another process is carrying it.
+    """
+    found = run.load(service.ledger, run_id)
+    if found.finished:
+        raise ShelflifeError(f"run {run_id} is finished: {found.state}: {found.outcome}")
+    with held(service.ledger, f"run:{found.model}") as lease:
+        if lease is None:
+            raise ShelflifeError(f"run {run_id} is being carried by another process already")
+        advance(service, found.model, at=at, wall=wall_clock(), lease=lease)
+    return run.load(service.ledger, run_id)
 
 
 def rollback_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> Version:
@@ -136,10 +226,7 @@ def rollback_now(service: Service, model: str, *, by: str, reason: str, at: date
 
 def hand_over(service: Service, model: str, *, at: datetime) -> Version:
     """Prepare the champion for the workers now, instead of at the next poll."""
-    deploy.sync(
-        service.registry, service.ledger, service.home, model,
-        trust_pickle=service.model(model).trust_pickle, now=at,
-    )  # fmt: skip
+    deploy_model(service, model, now=at)
     return champion_of(service, model, at=at)
 
 

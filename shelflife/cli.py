@@ -1,7 +1,7 @@
 """The command line. Results on stdout, talk on stderr; `--json` on every command.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 drift or decay found (with
-`--fail-on-drift`), 4 refused by the gate.
+`--fail-on-drift`), 4 refused by the gate, 5 imported but for rows that could not be used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from core.errors import GateRefused, InputError, NotFound, SettingsError, ShelflifeError
 
-OK, FAILED, USAGE, DRIFT, REFUSED = 0, 1, 2, 3, 4
+OK, FAILED, USAGE, DRIFT, REFUSED, REJECTED = 0, 1, 2, 3, 4, 5
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -27,6 +27,8 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
+    from shelflife.backtest.command import options as backtest_options
+    from shelflife.log_command import options as log_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -57,10 +59,21 @@ def parser() -> argparse.ArgumentParser:
     add("serve", "answer inference requests and take labels (one process)")
     add("watch", "run checks, retraining, deliveries (one process; several may share a ledger)")
     _register(add("register", "adopt a model: an estimator or MLflow model, rows and labels"))
+    _import(add("import", "predictions and labels from Parquet, CSV or a SQL query, once"))
     check = add("check", "check a model now and explain what was found")
     check.add_argument("model")
     check.add_argument("--at", metavar="TIME", help="as of this moment; nothing is recorded then")
     check.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} unless healthy")
+    compared = add("compare", "compare two files with no service at all")
+    compared.add_argument("reference", metavar="REFERENCE", help="Parquet or CSV")
+    compared.add_argument("current", metavar="CURRENT", help="Parquet or CSV")
+    compared.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these")
+    compared.add_argument(
+        "--error-rate", type=float, default=0.05, metavar="RATE",
+        help="chance that two alike samples are called drifted (%(default)s)",
+    )  # fmt: skip
+    compared.add_argument("--html", metavar="FILE", help="write Evidently's report, too (seconds)")
+    compared.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} on drift")
     retrain = add("retrain", "retrain now; the gate still decides", who)
     retrain.add_argument("model")
     retrain.add_argument("--no-wait", action="store_true", help="leave the rest to `watch`")
@@ -70,14 +83,24 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
     for name, text in (("incidents", "what is open"), ("runs", "retraining runs")):
-        listed = add(name, f"{text}, newest first")
-        listed.add_argument("id", nargs="?", help="one of them, with everything known about it")
+        listed = add(name, f"{text}, newest first", *([who] if name == "runs" else []))
+        listed.add_argument("id", nargs="?", help=_ONE + (_OR_VERB if name == "runs" else ""))
+        if name == "runs":
+            listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
+    log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
 
 
+_ONE = "one of them, with everything known about it"
+#: What may be asked of one run, as in `shelflife runs approve ID`.
+VERBS = ("approve", "reject", "resume", "abandon")
+_OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
+#: Commands that must not pay for the imports of the others.
+_MODULES = {"compare": "shelflife.compare_command"}
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)
 
@@ -101,13 +124,41 @@ def _register(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _import(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+
+    def column(option: str, text: str) -> None:
+        add(option, metavar="COLUMN", default="", help=text)
+
+    add("files", nargs="*", help="Parquet or CSV: paths, globs, fsspec URLs")
+    add("--sql", nargs=2, metavar=("URL", "QUERY"), help="SQLAlchemy URL (or env:NAME) and query")
+    add("--model", required=True, metavar="NAME", help="whose predictions or labels these are")
+    column("--id", "prediction id; labels are joined on it")
+    column("--time", "when a prediction was made")
+    column("--label", "what turned out true")
+    column("--label-time", "when that became known")
+    add("--label-delay", metavar="SPAN", default="", help="... or how long after the event time")
+    column("--prediction", "what the model answered, where it is one number")
+    add("--output", metavar="NAME=COLUMN", action="append", default=[], help="one of its outputs")
+    add("--input", metavar="NAME=COLUMN", action="append", default=[], help="an input's column")
+    add("--ignore", metavar="COLUMN", action="append", default=[], help="not an input")
+    add("--version", dest="version_", metavar="COLUMN|VERSION", default="", help="who answered")
+    add("--role", choices=("history", "champion"), help="champion: it answered callers")
+    add("--tz", default="UTC", metavar="ZONE", help="time zone of times that name none; UTC")
+    add("--encoding", default="utf-8", help="of CSV files")
+    add("--delimiter", default="", help="of CSV files; a comma, or a tab in .tsv")
+    add("--dry-run", action="store_true", help="show the mapping and the first problems only")
+    add("--again", action="store_true", help="read files that were imported before, too")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = parser().parse_args(arguments)
-    from shelflife import command_line
+    from importlib import import_module
 
-    run: Command = getattr(command_line, f"do_{given.command}")
     try:
+        module = import_module(_MODULES.get(given.command, "shelflife.command_line"))
+        run: Command = getattr(module, f"do_{given.command}")
         return run(given)
     except (SettingsError, InputError, NotFound) as error:
         return _fail(given.command, error, USAGE)

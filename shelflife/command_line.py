@@ -16,11 +16,12 @@ import msgspec
 from core.errors import GateRefused, InputError
 from core.times import parse_time
 from shelflife import show
-from shelflife.cli import DRIFT, FAILED, OK
+from shelflife.cli import DRIFT, FAILED, OK, VERBS
 from shelflife.service import SETTINGS_FILE, Service, wall_clock
 
 _HEALTHY = ("healthy", "insufficient_data")
 _POLL = 0.3
+_APPROVED = 30.0  # seconds that `runs approve` carries the run on for
 
 
 def _out(given: argparse.Namespace, value: object, text: str) -> None:
@@ -130,6 +131,12 @@ def _table(name: str) -> Any:
     raise InputError("reference", name, "a file that ends in .parquet or .csv")
 
 
+def do_import(given: argparse.Namespace) -> int:
+    from shelflife.importing import command
+
+    return command.run(given, _out, _say)
+
+
 def do_check(given: argparse.Namespace) -> int:
     from shelflife import actions
 
@@ -158,14 +165,18 @@ def do_retrain(given: argparse.Namespace) -> int:
     return FAILED if row.state == "failed" else OK
 
 
-def _follow(service: Service, model: str, run_id: str) -> Any:
-    """Carry the run to its end here, saying each step once."""
+def _follow(service: Service, model: str, run_id: str, *, seconds: float | None = None) -> Any:
+    """Carry the run here until it ends, waits for a person, or stays in a stage that takes long
+    (or for so many seconds): the scheduler carries it on."""
     from retrain import run
     from shelflife import actions
     from shelflife.leases import held
-    from shelflife.tick import advance
+    from shelflife.runs import advance
 
+    end = None if seconds is None else time.monotonic() + seconds
     while (row := run.load(service.ledger, run_id)).state == "running":
+        if end is not None and time.monotonic() > end:
+            return row
         with held(service.ledger, f"run:{model}") as lease:
             if lease is None:  # a scheduler was faster: watch it work
                 time.sleep(_POLL)
@@ -174,6 +185,8 @@ def _follow(service: Service, model: str, run_id: str) -> Any:
             found = advance(service, model, at=now, wall=now, lease=lease)
             if found is not None and found.state == "running":
                 actions.hand_over(service, model, at=now)
+                if found.step in ("shadow", "canary"):
+                    return found
                 time.sleep(_POLL)
     return row
 
@@ -223,9 +236,47 @@ def do_incidents(given: argparse.Namespace) -> int:
 
 
 def do_runs(given: argparse.Namespace) -> int:
+    if given.id in VERBS:
+        return _decide(given)
+    if given.run is not None:
+        raise InputError("runs", given.id, f"the id of one run, or one of {', '.join(VERBS)} first")
     rows = show.fetch(Service.open(given.settings).ledger, "runs", given)
     _out(given, rows, show.runs(rows, detailed=given.id is not None))
     return OK
+
+
+def do_backtest(given: argparse.Namespace) -> int:
+    from shelflife.backtest.command import run
+
+    return run(given)
+
+
+def _decide(given: argparse.Namespace) -> int:
+    """`shelflife runs approve ID` and its like; what is decided is carried out here."""
+    from shelflife import actions
+
+    if given.run is None:
+        raise InputError("runs " + given.id, None, "the id of a run; `shelflife runs` lists them")
+    service, now = Service.open(given.settings), wall_clock()
+    if given.id == "resume":
+        row = actions.resume_now(service, given.run, at=now)
+    else:
+        act = {
+            "approve": actions.approve_now,
+            "reject": actions.reject_now,
+            "abandon": actions.abandon_now,
+        }[given.id]
+        row = act(service, given.run, by=_who(given), reason=given.reason, at=now)
+    if given.id == "approve":
+        row = _follow(service, row.model, row.id, seconds=_APPROVED)
+    _out(given, row, show.run(row))
+    return FAILED if row.state == "failed" else OK
+
+
+def do_log(given: argparse.Namespace) -> int:
+    from shelflife import log_command
+
+    return log_command.run(given, _who(given) if "by" in given else "")
 
 
 def do_doctor(given: argparse.Namespace) -> int:

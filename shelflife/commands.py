@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import InputError, ShelflifeError
 from core.ledger import Ledger
+from retrain import run as runs
 from shelflife import actions
 from shelflife.service import Service
 
@@ -21,6 +22,9 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "retrain": (),
     "promote": ("version",),
     "rollback": (),
+    "approve": ("run",),
+    "reject": ("run",),
+    "abandon": ("run",),
     "acknowledge": ("incident",),
 }
 
@@ -110,6 +114,30 @@ def _rollback(service: Service, row: Any, _arguments: dict[str, Any], now: datet
     return f"version {chosen.version} is the champion again"
 
 
+def _approve(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    run = _run_of(service, row.model, arguments)
+    done = actions.approve_now(service, run, by=row.by, reason=row.reason, at=now)
+    return f"run {done.id} goes on with version {done.candidate}"
+
+
+def _reject(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    run = _run_of(service, row.model, arguments)
+    return actions.reject_now(service, run, by=row.by, reason=row.reason, at=now).outcome
+
+
+def _abandon(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    run = _run_of(service, row.model, arguments)
+    return actions.abandon_now(service, run, by=row.by, reason=row.reason, at=now).outcome
+
+
+def _run_of(service: Service, model: str, arguments: dict[str, Any]) -> str:
+    """The run that is named; it must be one of the model the request was for."""
+    run = runs.load(service.ledger, str(arguments["run"]))
+    if run.model != model:
+        raise InputError("run", run.id, f"a run of {model}; this is one of {run.model}")
+    return run.id
+
+
 def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
     actions.acknowledge_now(service, int(arguments["incident"]), by=row.by, at=now)
     return f"incident {arguments['incident']} acknowledged"
@@ -120,5 +148,8 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "retrain": _retrain,
     "promote": _promote,
     "rollback": _rollback,
+    "approve": _approve,
+    "reject": _reject,
+    "abandon": _abandon,
     "acknowledge": _acknowledge,
 }

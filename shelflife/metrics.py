@@ -12,6 +12,10 @@ from core.ledger import Ledger
 _HELP = {
     "shelflife_requests_total": ("counter", "Inference requests by model and outcome."),
     "shelflife_log_rows_total": ("counter", "Rows for the inference log by model and outcome."),
+    "shelflife_ingest_rows_total": ("counter", "Predictions and labels from elsewhere by outcome."),
+    "shelflife_ingest_refused_total": ("counter", "Rows and events refused by reason."),
+    "shelflife_event_pairs_total": ("counter", "CloudEvents pairs by outcome."),
+    "shelflife_event_halves_waiting": ("gauge", "CloudEvents that wait for their counterpart."),
     "shelflife_last_check_timestamp_seconds": ("gauge", "When the model was last checked."),
     "shelflife_incidents_open": ("gauge", "Unresolved incidents by model and severity."),
     "shelflife_outbox_pending": ("gauge", "Messages that are not delivered yet."),
@@ -25,7 +29,8 @@ def render(ledger: Ledger, snapshot: dict[str, Any]) -> str:
 
     Args:
         ledger: read once, in one transaction.
-        snapshot: `{"requests": {(model, outcome): n}, "rows": {(model, outcome): n}}`.
+        snapshot: `{"counters": {(model, name): n}}` of this process, and `{"waiting": {model: n}}`,
+            CloudEvents that wait.
     """
     samples: list[Sample] = [*_own(snapshot), *_stored(ledger)]
     lines: list[str] = []
@@ -37,13 +42,28 @@ def render(ledger: Ledger, snapshot: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: Which metric a counter belongs to, and its label, by the part of its name before the colon.
+_FAMILIES = {
+    "ingest": ("shelflife_ingest_rows_total", "outcome"),
+    "ingest_refused": ("shelflife_ingest_refused_total", "reason"),
+    "events": ("shelflife_event_pairs_total", "outcome"),
+}
+_ROWS = ("logged", "shed", "unsampled", "answered")
+
+
 def _own(snapshot: dict[str, Any]) -> list[Sample]:
-    names = {"requests": "shelflife_requests_total", "rows": "shelflife_log_rows_total"}
-    return [
-        (name, {"model": model, "outcome": outcome}, float(count))
-        for part, name in names.items()
-        for (model, outcome), count in snapshot.get(part, {}).items()
-    ]
+    found: list[Sample] = []
+    for (model, name), count in snapshot.get("counters", {}).items():
+        family, _, rest = name.partition(":")
+        if family in _FAMILIES:
+            metric, label = _FAMILIES[family]
+        else:
+            rest, label = name, "outcome"
+            metric = f"shelflife_{'log_rows' if name in _ROWS else 'requests'}_total"
+        found.append((metric, {"model": model, label: rest}, float(count)))
+    for model, count in snapshot.get("waiting", {}).items():
+        found.append(("shelflife_event_halves_waiting", {"model": model}, float(count)))
+    return found
 
 
 def _stored(ledger: Ledger) -> list[Sample]:
@@ -69,6 +89,10 @@ def _stored(ledger: Ledger) -> list[Sample]:
             sa.select(runs.c.model, runs.c.state, count).group_by(runs.c.model, runs.c.state)
         ):
             samples.append(("shelflife_retrains_total", {"model": model, "outcome": state}, n))
+        lost = sa.select(schema.counters).where(schema.counters.c.name.like("events:lost%"))
+        for row in tx.execute(lost):  # counted in the ledger, by whichever process noticed
+            labels = {"model": row.model, "outcome": row.name.partition(":")[2]}
+            samples.append(("shelflife_event_pairs_total", labels, float(row.value)))
         pending = tx.scalar(sa.select(count).select_from(outbox).where(outbox.c.state == "pending"))
         samples.append(("shelflife_outbox_pending", {}, float(pending or 0)))
     return samples

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 
 from core.errors import InputError
+from core.settings import ModelSettings, span
 from core.spec import Metric, ModelSpec, valid_name
 from monitor.log.records import Label, Prediction
 from shelflife.reference import Reference, expected_outputs, plain, prepare
 
 if TYPE_CHECKING:
+    from monitor.baseline import Baseline
     from registry.versions import Version
     from shelflife.service import Service
 
@@ -96,7 +98,8 @@ def register(
     )
     tell(f"measuring what to expect: {len(rows.inputs):,} rows, {len(spec.features)} inputs")
     outputs, how = expected_outputs(spec, estimator, rows, held_out=held_out)
-    files = baseline_files(spec, rows, outputs, how=how, now=now, held_out=held_out)
+    rhythm = service.model(name)
+    files = baseline_files(spec, rows, outputs, rhythm, how=how, now=now, held_out=held_out)
     tell("registering it in MLflow")
     tags = {"shelflife.trigger": "register", "shelflife.promoted_by": by or "register"}
     if uri:
@@ -137,6 +140,7 @@ def baseline_files(
     spec: ModelSpec,
     rows: Reference,
     outputs: pd.DataFrame,
+    settings: ModelSettings,
     *,
     how: str,
     now: datetime,
@@ -144,15 +148,10 @@ def baseline_files(
 ) -> dict[str, bytes]:
     """`spec.json`, `baseline.json` and `reference.parquet` of a version."""
     from monitor import baseline as baselines
-    from monitor.measure.performance import encode_labels
 
-    y, _bad = encode_labels(spec, rows.labels)
-    times = rows.times if rows.timed else None
-    until = None if held_out or not rows.timed else rows.times[-1]
-    built = baselines.build(
-        spec, rows.inputs, outputs, y, times, created=now, how=how, trained_until=until
+    built, sample = first_baseline(
+        spec, rows, outputs, settings, how=how, now=now, held_out=held_out
     )
-    sample = baselines.reference_sample(rows.inputs, outputs, y, times)
     buffer = io.BytesIO()
     sample.to_parquet(buffer, index=False)
     return {
@@ -160,6 +159,38 @@ def baseline_files(
         "baseline.json": baselines.dump(built),
         "reference.parquet": buffer.getvalue(),
     }
+
+
+def first_baseline(
+    spec: ModelSpec,
+    rows: Reference,
+    outputs: pd.DataFrame,
+    settings: ModelSettings,
+    *,
+    how: str,
+    now: datetime,
+    held_out: bool,
+) -> tuple[Baseline, pd.DataFrame]:
+    """The baseline of a model that was not trained here, and its reference sample."""
+    from monitor import baseline as baselines
+    from monitor.measure.performance import encode_labels
+
+    y, _bad = encode_labels(spec, rows.labels)
+    times = rows.times if rows.timed else None
+    until = None if held_out or not rows.timed else rows.times[-1]
+    built = baselines.build(
+        spec,
+        rows.inputs,
+        outputs,
+        y,
+        times,
+        created=now,
+        how=how,
+        trained_until=until,
+        every=span(settings.check_every),
+        window=span(settings.window),
+    )
+    return built, baselines.reference_sample(rows.inputs, outputs, y, times)
 
 
 def keep_history(

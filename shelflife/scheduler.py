@@ -11,26 +11,31 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from time import monotonic
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import LeaseLost, ShelflifeError
-from core.ledger import release_lease, take_lease
+from core.ledger import Lease, release_lease, take_lease
 from core.settings import span
 from monitor.alert import outbox
 from monitor.alert import receivers as tellers
-from serving import deploy
-from shelflife import commands, reports
+from retrain import run
+from shelflife import commands, housekeeping, reports
+from shelflife.deploying import deploy_all
 from shelflife.leases import HOLDER, LASTS, held
+from shelflife.runs import advance, clean
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, advance, grid, resolve_one_off, rhythm, tick
+from shelflife.tick import TickResult, grid, rhythm, tick
 
 log = logging.getLogger("shelflife.scheduler")
 _BEAT = 1.0  # seconds between looks at what is due
 _SEAL_AFTER = timedelta(hours=1)  # rows this long in the hot table are sealed
 _SEAL_ROWS = 1_000
+_PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before a run that cannot go on is tried again
 
 
 def run_due(service: Service, model: str, *, now: datetime) -> TickResult | None:
@@ -48,58 +53,13 @@ def run_due(service: Service, model: str, *, now: datetime) -> TickResult | None
         release_lease(service.ledger, lease, due=at + every)
 
 
-def deploy_all(service: Service, *, now: datetime) -> list[str]:
-    """Bring what is served in line with the aliases; returns the models that changed."""
-    changed = []
-    for model in service.registry.models():
-        try:
-            done = deploy.sync(
-                service.registry, service.ledger, service.home, model,
-                trust_pickle=service.model(model).trust_pickle, now=now,
-            )  # fmt: skip
-        except ShelflifeError as error:
-            log.error("deploy_failed", extra={"model": model, "error": str(error)})
-            _report_deploy(service, model, str(error), now)
-            continue
-        if done is not None and done.changed:
-            changed.append(model)
-            _deployed(service, model, done.version, now)
-    return changed
-
-
-def _deployed(service: Service, model: str, version: str, now: datetime) -> None:
-    """A deployment that works again ends the incident of the one that did not."""
-    context = service.context(model, service.registry.by_alias(model, "champion"))
-    with service.ledger.write() as tx:
-        resolve_one_off(tx, context, "deploy_failed", f"v{version} is prepared for serving", now)
-
-
-def _report_deploy(service: Service, model: str, error: str, now: datetime) -> None:
-    from monitor.alert import incidents
-    from monitor.results import Finding
-
-    version = service.registry.by_alias(model, "champion")
-    finding = Finding(
-        cause="deploy_failed",
-        severity="page",
-        title="the champion cannot be prepared for serving; the version before it answers",
-        text=error,
-        since=now,
-    )
-    context = service.context(model, version, command="shelflife doctor")
-    with service.ledger.write() as tx:
-        incidents.open_incident(
-            tx, service.ledger, context=context,
-            version=version.version if version else "", finding=finding, at=now,
-        )  # fmt: skip
-
-
 class Scheduler:
     """Every recurring job of one installation, in this process."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.receivers = tellers.build(service.settings.receivers)
+        self._later: dict[str, tuple[int, float]] = {}  # models whose run waits: tries, until when
         self._jobs = BackgroundScheduler(
             jobstores={"default": MemoryJobStore()},
             executors={"default": ThreadPoolExecutor(4)},
@@ -114,6 +74,8 @@ class Scheduler:
         self._add(self.obey_commands, _BEAT)
         self._add(self.render_reports, 5.0)
         self._add(self.seal, 60.0)
+        self._add(self.clean, 3600.0)
+        self._add(self.tidy, 3600.0)
 
     def _add(self, job: Callable[[], object], seconds: float) -> None:
         def guarded() -> None:
@@ -158,17 +120,45 @@ class Scheduler:
                 )
 
     def run_retraining(self) -> None:
-        """Carry unfinished retraining runs forward."""
-        for model in self.service.registry.models():
+        """Carry unfinished retraining runs forward, those of a process that died first of all, and
+        tell what became of them.
+
+        A model whose run cannot go on, because MLflow is out of reach say, is tried again after a
+        pause that grows to a minute; others are not held up by it.
+        """
+        for model in run.unsettled(self.service.ledger):
+            if monotonic() < self._later.get(model, (0, 0.0))[1]:
+                continue
             with held(self.service.ledger, f"run:{model}") as lease:
-                if lease is None:
-                    continue
-                now = wall_clock()
-                state = advance(self.service, model, at=now, wall=now, lease=lease)
-                if (
-                    state is not None and state.state == "running"
-                ):  # promoted, not served yet: hand it to the workers now
-                    deploy_all(self.service, now=now)
+                if lease is not None:
+                    self._carry(model, lease)
+
+    def _carry(self, model: str, lease: Lease) -> None:
+        now = wall_clock()
+        try:
+            state = advance(self.service, model, at=now, wall=now, lease=lease)
+        except LeaseLost as error:  # somebody ended the run, or another process carries it
+            log.info("run_taken_over", extra={"model": model, "why": str(error)})
+            return
+        except Exception as error:
+            attempts = self._later.get(model, (0, 0.0))[0]
+            pause = _PAUSES[min(attempts, len(_PAUSES) - 1)]
+            self._later[model] = (attempts + 1, monotonic() + pause)
+            log.warning("run_waits", extra={"model": model, "why": str(error), "again_in": pause})
+            if not isinstance(error, ShelflifeError | SQLAlchemyError):
+                raise
+            return
+        self._later.pop(model, None)
+        if state is not None and state.step == "serve" and not state.finished:
+            deploy_all(self.service, now=now)  # promoted: hand it to the workers now
+
+    def clean(self) -> None:
+        """Remove work folders and prepared versions that nobody needs any more."""
+        with held(self.service.ledger, "clean") as lease:
+            if lease is not None:
+                gone = clean(self.service, now=wall_clock())
+                if gone:
+                    log.info("cleaned", extra={"folders": len(gone)})
 
     def deliver(self) -> None:
         """Send what is in the outbox."""
@@ -192,3 +182,9 @@ class Scheduler:
             if lease is not None:
                 before = wall_clock() - _SEAL_AFTER
                 self.service.log.seal(before=before, min_rows=_SEAL_ROWS)
+
+    def tidy(self) -> None:
+        """Merge small segments, delete what is older than it may be, sweep what a crash left."""
+        with held(self.service.ledger, "tidy") as lease:
+            if lease is not None:
+                housekeeping.tidy(self.service, now=wall_clock())

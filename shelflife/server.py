@@ -6,10 +6,12 @@ while checks and training run elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -29,17 +31,22 @@ def build(service: Service) -> Starlette:
     serving = inference.build(settings, service.ledger, service.log, service.home, clock=wall_clock)
 
     def snapshot() -> dict[str, Any]:
-        counters = serving.metrics().counters
-        rows = {"logged", "shed", "unsampled", "answered"}
-        return {
-            "rows": {key: n for key, n in counters.items() if key[1] in rows},
-            "requests": {key: n for key, n in counters.items() if key[1] not in rows},
-        }
+        return {"counters": serving.metrics().counters, "waiting": api.events.pairs.waiting()}
 
-    api = Api(settings, service.ledger, service.log, snapshot)
+    api = Api(settings, service.ledger, service.log, snapshot, serving.count)
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        async with serving.lifespan(app):
+            sweeping = asyncio.create_task(api.events.sweeping())
+            yield
+            sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeping
+
     return Starlette(
         routes=[*serving.routes, *api.routes()],
-        lifespan=serving.lifespan,
+        lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
 

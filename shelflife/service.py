@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.ledger import Ledger
-from core.settings import ModelSettings, Settings, load
+from core.settings import ModelSettings, Settings, load, revealed
 from monitor.alert.messages import MessageContext
+from monitor.log.admission import Admission, Rule
 from monitor.log.log import InferenceLog
+from monitor.log.privacy import privacy_of
+from monitor.log.storage import open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
+    import sqlalchemy as sa
 
     from monitor.baseline import Baseline
+    from monitor.log.records import SampleLog
     from registry.versions import Registry, Version
+    from retrain.run import RunContext
 
 SETTINGS_FILE = "shelflife.yaml"
 
@@ -26,6 +33,10 @@ SETTINGS_FILE = "shelflife.yaml"
 def wall_clock() -> datetime:
     """The real time. Only this package's processes read it; everything below is told."""
     return datetime.now(UTC)
+
+
+def _rule(settings: ModelSettings, where: str) -> Rule:
+    return Rule(rate=settings.sample_rate, privacy=privacy_of(settings.privacy, where))
 
 
 class Service:
@@ -56,9 +67,25 @@ class Service:
     def ledger(self) -> Ledger:
         return Ledger(self.settings.ledger_url).create()
 
+    @property
+    def log(self) -> SampleLog:
+        """The inference log as everybody reads and writes it."""
+        return self.inference_log
+
     @cached_property
-    def log(self) -> InferenceLog:
-        return InferenceLog(self.ledger, self.home / "segments")
+    def inference_log(self) -> InferenceLog:
+        """The log with its store, for those who look after it."""
+        settings = self.settings
+        rules = {
+            name: _rule(model, f"models.{name}.privacy") for name, model in settings.models.items()
+        }
+        default = _rule(settings.defaults, "defaults.privacy")
+        return InferenceLog(
+            self.ledger,
+            open_storage(settings.segments_place, revealed(settings.segments_options)),
+            admission=Admission(lambda model: rules.get(model, default)),
+            clock=wall_clock,
+        )
 
     @cached_property
     def registry(self) -> Registry:
@@ -110,6 +137,27 @@ class Service:
             dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
+        )
+
+    def run_context(
+        self,
+        model: str,
+        *,
+        guard: Callable[[sa.Connection], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> RunContext:
+        """What a retraining run of the model works with."""
+        from retrain.run import RunContext
+
+        return RunContext(
+            registry=self.registry,
+            ledger=self.ledger,
+            log=self.log,
+            settings=self.model(model),
+            home=self.home,
+            user_folder=self.folder,
+            guard=guard,
+            beat=beat,
         )
 
     @property

@@ -60,8 +60,15 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
+    if found.causes_why:
+        lines.append(f"  what carries the loss: {found.causes_why}")
+    if found.labels:
+        lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
     lines += [f"  {line}" for line in _drift(found)]
+    if found.not_logged:
+        lines.append(f"  not logged (privacy), so not judged: {', '.join(found.not_logged)}")
     if found.provisional:
         lines.append(f"  thresholds are provisional: {found.provisional}")
     lines.append(f"  decision: {decision.action}: {decision.reason}")
@@ -83,12 +90,13 @@ def _drift(found: CheckResult) -> list[str]:
 
 
 def _column(column: ColumnDrift) -> str:
-    parts = [
-        f"{each.name} {number(each.value)} (line {number(each.threshold)})"
-        for each in column.statistics
-        if each.alarm
-    ]
-    return f"drift in {column.column}: {', '.join(parts)}, n {column.n:,}"
+    from monitor.measure.drift import DECIDING
+    from monitor.wording import told
+
+    # The test that decided first, then how much.
+    crossed = [each for each in column.statistics if each.alarm]
+    crossed.sort(key=lambda each: each.name not in DECIDING)
+    return f"drift in {column.column}: {'; '.join(map(told, crossed))}, n {column.n:,}"
 
 
 def registered(version: Version, baseline: Baseline) -> str:
@@ -107,7 +115,9 @@ def registered(version: Version, baseline: Baseline) -> str:
 def run(row: Any) -> str:
     """How a retraining run ended."""
     candidate = f", candidate v{row.candidate}" if row.candidate else ""
-    return f"run {row.id} of {row.model}: {row.state}{candidate}: {row.outcome}"
+    ended = f": {row.outcome}" if row.outcome else ""
+    under_way = f" (step {row.step})" if not ended and row.step else ""
+    return f"run {row.id} of {row.model}: {row.state}{under_way}{candidate}{ended}"
 
 
 def fetch(ledger: Ledger, name: str, given: argparse.Namespace) -> list[Row]:

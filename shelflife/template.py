@@ -9,6 +9,9 @@ TEMPLATE = """\
 # home: .shelflife            # where everything is kept, relative to this file
 # ledger: ""                  # SQLAlchemy URL; SQLite in `home` when empty
 #                             # postgresql+psycopg://user@host/shelflife for several machines
+# segments: ""                # where sealed rows lie: a folder or s3://bucket/prefix; `home` when
+#                             # empty. Credentials come from the environment.
+# segments_options: {}        # for fsspec, such as {endpoint_url: "http://minio:9000"}
 # environment: ""             # named in messages: staging, production
 
 # mlflow:
@@ -26,6 +29,13 @@ TEMPLATE = """\
 #   log_wait: 1s              # longest an answer waits for its row to be committed
 #   max_batch: 256
 #   threads: 1
+
+# ingest:                     # predictions and labels from elsewhere, /api/v1
+#   max_body_mb: 8            # before and after decompression
+#   max_rows: 20000           # of one request
+#   future: 10m               # how far ahead of our clock an event time may be
+#   pair_within: 1h           # how long half a CloudEvents pair waits for the other
+#   read_within: 30s          # how long a caller may take to send a body
 
 # dashboard:
 #   host: 127.0.0.1
@@ -50,8 +60,15 @@ defaults:                     # for every model, unless its own section says oth
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
+  # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
   # sample_rate: 1.0          # share of predictions that are logged
+  # retention: 400d           # older rows and their labels are deleted; kept for ever when not set
+  # privacy:                  # what may not be logged is not monitored either
+  #   allow: []               # only these input columns; all when empty
+  #   deny: []                # never logged
+  #   hash: []                # logged as a keyed hash
+  #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
   # commit_within: 10ms        # relaxed: what a crash can lose
   # trust_pickle: false       # true runs any code that a pickled model contains
@@ -68,15 +85,45 @@ defaults:                     # for every model, unless its own section says oth
     # min_new_labels: 200
     # cost_of_run: 0.2        # in expected losses of one check window
     # rows: 0                 # train on at most so many of the newest rows; 0: all
+    # windows: [recent, all, since_change, blend]  # what competes; decay: older rows weigh less
+    # recent_rows: 0          # rows of the window recent; 0: those of the first version
+    # source: ""              # rows from elsewhere: a Parquet path, sql:env:NAME, module:function
+    # source_query: ""        # SELECT for sql:env:NAME
+    # source_environment: []  # variables a source function may see
     # trainer: ""             # package.module:function; empty: refit the champion's pipeline
+    # search:                 # hyperparameters; off while the space is empty
+    #   space: {}             # parameter: [values] or {low: 0.01, high: 0.3, log: true}
+    #   engine: sklearn       # or optuna
+    #   trials: 20
+    #   timeout: 30m
+    #   folds: 3              # in order of time
+    #   seed: 0
     # time_limit: 1h
     # memory_limit_gb: 8
     # watch: 60d              # how long a new champion is compared with its predecessor
+    # rollback_of_people: false  # let the watch take back what a person promoted, too
+    # approval_expires: 30d   # how long a run waits for a person in mode approve
+    # keep_runs: 30d          # work folders of finished runs, prepared versions nobody serves
+    # rollout:                # between the gate and the callers; nothing by default
+    #   shadow: 0s            # a copy of the requests for so long, or so many rows (5000)
+    #   canary: 0             # then a share of the callers, 0 to 1
+    #   canary_for: 1d        # for so long, or so many rows
+    #   undecided: promote    # or refuse: at the end, when nothing is proven
+    #   watch_in_shadow: false  # let the old champion answer a copy while it is compared
     # gate:
-    #   confidence: 0.9       # one-sided, that the candidate's loss is lower
+    #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
+    #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"
     #   min_rows: 200
     #   max_rows: 1000
     #   holdout_share: 0.15
+    #   guardrails: []        # such as {metric: log_loss, max_worse: 0.02}
+    #   segments: []          # input columns on no level of which it may be clearly worse
+    #   segment_rows: 50      # held-out rows a segment needs to be judged
+    #   min_train_share: 0.2  # of the champion's training rows
+    #   max_latency_ratio: 3  # of the champion's p99
+    #   latency_budget_ms: null
+    #   report: true          # an Evidently report of both models, attached to the version
+    #   champion_unavailable: ask  # or baseline: held against the labels' mean
 
 # models:
 #   churn:

@@ -1,4 +1,4 @@
-"""One pass of the loop for one model at one moment: check, tell, decide, and carry a run forward.
+"""One pass of the loop for one model at one moment: check, tell, decide, and start a run.
 
 `tick(service, model, at=…)` is the same code whether the clock is real (the scheduler), accelerated
 (the demo) or historical. It does the I/O; what it finds and decides comes from pure functions
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,23 @@ import msgspec
 import sqlalchemy as sa
 
 from core import schema
+from core.errors import Conflict
 from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
+from monitor import scores
 from monitor.alert import incidents
 from monitor.alert.messages import MessageContext
-from monitor.results import CheckResult, Finding
+from monitor.log.labels import activity
+from monitor.results import CheckResult, Finding, WindowScore
 from monitor.verdict import judged_causes
 from registry import promotion
 from registry.promotion import observe
 from retrain import evidence as evidences
-from retrain import policy, run, watch
+from retrain import observing, policy, run, watch
+from retrain.probe import Observation
+from shelflife.asking import asking
 from shelflife.service import Service
 
 if TYPE_CHECKING:
@@ -43,6 +49,7 @@ class TickResult(msgspec.Struct, kw_only=True):
     resolved: tuple[int, ...] = ()
     run_id: str | None = None
     rolled_back: bool = False
+    rescored: tuple[WindowScore, ...] = ()  # past windows whose score is another since this tick
 
 
 def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
@@ -50,13 +57,25 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
     model, settings = version.model, service.model(version.model)
     baseline, reference = service.baseline(version)
     evidence = checks.gather(service.log, model, version.version, at=at, settings=settings)
+    evidence.activity = activity(
+        service.ledger, model, after=evidence.window_start, until=evidence.window_end
+    )
     history = checks.recent(service.ledger, model, before=at, limit=_HISTORY)
     facts = checks.ModelFacts(
         version=version.version,
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
-    return checks.run_check(baseline, reference, evidence, history, facts, settings, at=at)
+    return checks.run_check(
+        baseline,
+        reference,
+        evidence,
+        history,
+        facts,
+        settings,
+        at=at,
+        predict=asking(service, version, baseline.spec),
+    )
 
 
 def tick(
@@ -71,12 +90,18 @@ def tick(
     if champion is None:
         return None
     result = measure(service, champion, at=at)
-    decision = decide(service, champion, result, at=at)
+    seen = observation(service, champion, result, at=at)
+    decision = decide(service, champion, result, seen, at=at)
     context = _context(service, champion, decision, at)
+    past = _rescore(service, champion, result, at)
     with service.ledger.write() as tx:
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        if past is not None:
+            scores.record(tx, service.ledger, past)
+        if seen is not None:
+            observing.record(tx, service.ledger, model, champion.version, seen)
         changes = incidents.apply(
             tx,
             service.ledger,
@@ -95,10 +120,14 @@ def tick(
         )
         if decision.action == "rollback":
             _announce_rollback(tx, service, champion, decision, context, at)
+        elif decision.trigger == "watch":
+            _advise_rollback(tx, service, champion, decision, context, at)
     if decision.action == "rollback":  # if we die before it, the next tick decides it again
-        promotion.rollback(
-            service.registry, service.ledger, model, by="watch", reason=decision.reason, now=at
-        )
+        with suppress(Conflict):  # a person was faster: their champion stays
+            promotion.rollback(
+                service.registry, service.ledger, model,
+                by="watch", reason=decision.reason, now=at, champion=champion.version,
+            )  # fmt: skip
     return TickResult(
         check=result,
         decision=decision,
@@ -106,15 +135,71 @@ def tick(
         resolved=tuple(c.incident_id for c in changes if c.change == "resolved"),
         run_id=run_id,
         rolled_back=decision.action == "rollback",
+        rescored=past.changed if past is not None else (),
+    )
+
+
+def _rescore(
+    service: Service, champion: Version, result: CheckResult, at: datetime
+) -> scores.Rescored | None:
+    """Past windows scored again, where labels landed since the tick before."""
+    settings, spec = service.model(champion.model), service.baseline(champion)[0].spec
+    lag = dict(result.labels.lag) if result.labels else {}
+    late = timedelta(seconds=max(lag[0.95], 0.0)) if 0.95 in lag else None
+    metric = checks.chosen_metric(spec, settings)
+    return scores.rescore(service.ledger, service.log, spec, metric, settings, at=at, late=late)
+
+
+def observation(
+    service: Service, champion: Version, result: CheckResult, *, at: datetime
+) -> Observation | None:
+    """What the labels that are new since the last observation say, if it is time for the next.
+
+    Rows of a broken feed teach nothing and are not judged: they wait until it is whole again.
+    """
+    settings = service.model(champion.model)
+    baseline, reference = service.baseline(champion)
+    metric = settings.metric or baseline.spec.metric
+    expected = observing.expected_loss(baseline, metric)
+    if expected is None or result.state == "broken_feed":
+        return None
+    refused = evidences.refusals(service.ledger, champion.model, champion.version, at=at)
+    fresh = refused.fresh
+    return observing.look(
+        service.ledger,
+        service.log,
+        baseline,
+        reference,
+        champion.version,
+        settings,
+        promoted=_promoted(service, champion, at),
+        normal=observing.Normal(
+            expected=expected,
+            refused_at=refused.at,
+            fresh=fresh**2 if fresh is not None and metric == "rmse" else fresh,
+        ),
+        eager=result.state == "decaying",
+        at=at,
     )
 
 
 def decide(
-    service: Service, champion: Version, result: CheckResult, *, at: datetime
+    service: Service,
+    champion: Version,
+    result: CheckResult,
+    seen: Observation | None = None,
+    *,
+    at: datetime,
 ) -> policy.Decision:
-    """What the policy says to a check's result; reads, and writes nothing."""
+    """What the policy says to a check's result; reads, and writes nothing.
+
+    Args:
+        seen: the observation of this moment, if there is one.
+    """
     settings = service.model(champion.model)
     baseline, _ = service.baseline(champion)
+    promoted, found = _watch(service, champion, at)
+    harmful = found.action == "rollback"
     evidence = evidences.gather(
         service.ledger,
         service.log,
@@ -122,10 +207,23 @@ def decide(
         settings,
         trained_until=baseline.trained_until,
         promoted=_promoted(service, champion, at),
-        rollback=_watch(service, champion, at),
+        expected=observing.expected_loss(baseline, settings.metric or baseline.spec.metric),
+        seen=seen,
+        rollback=found.reason if harmful else "",
         at=at,
     )
-    return policy.decide(evidence, settings.retrain, at=at)
+    decision = policy.decide(evidence, settings.retrain, at=at)
+    if decision.action != "rollback" or promoted is None or not promoted.by_a_person:
+        return decision
+    if settings.retrain.rollback_of_people:
+        return decision
+    who = promoted.by if promoted.kind == "forced" else "a person"
+    return msgspec.structs.replace(
+        decision,
+        action="ask",
+        reason=f"{found.reason}; {who} promoted it, so a person decides",
+        would_change="`shelflife rollback`, or retrain.rollback_of_people: true",
+    )
 
 
 def start_run(
@@ -160,15 +258,16 @@ def start_run(
     return run_id
 
 
-def _watch(service: Service, champion: Version, at: datetime) -> str:
-    """Why the predecessor should come back, if the watch after the promotion says so."""
+def _watch(
+    service: Service, champion: Version, at: datetime
+) -> tuple[watch.Watched | None, watch.Judgement]:
+    """The promotion that is being watched, if one is, and what the watch says of it."""
     settings = service.model(champion.model)
     promoted = watch.watched(service.ledger, champion.model, champion.version, settings, at=at)
     if promoted is None:
-        return ""
+        return None, watch.Judgement(action="wait", reason="no promotion is being watched")
     spec = service.baseline(champion)[0].spec
-    found = watch.look(service.registry, service.log, spec, promoted, settings, at=at)
-    return found.reason if found.action == "rollback" else ""
+    return promoted, watch.look(service.registry, service.log, spec, promoted, settings, at=at)
 
 
 def _announce_rollback(
@@ -188,6 +287,28 @@ def _announce_rollback(
     )
     incidents.open_incident(
         tx, service.ledger, context=context, version=champion.version, finding=finding, at=at
+    )
+
+
+def _advise_rollback(
+    tx: sa.Connection,
+    service: Service,
+    champion: Version,
+    decision: policy.Decision,
+    context: MessageContext,
+    at: datetime,
+) -> None:
+    """Tell, and ask: the rollback is a person's to decide here."""
+    finding = Finding(
+        cause="rollback_advised",
+        severity="page",
+        title=f"v{champion.version} disappoints; its predecessor would lose less",
+        text=decision.reason,
+        since=at,
+    )
+    advice = msgspec.structs.replace(context, next=f"shelflife rollback {champion.model}")
+    incidents.open_incident(
+        tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at
     )
 
 
@@ -235,87 +356,6 @@ def _cost(decision: policy.Decision) -> str:
     return f"cost so far ≈ {spent:.2g} of a retraining run" if spent else ""
 
 
-def advance(
-    service: Service, model: str, *, at: datetime, wall: datetime, lease: Lease | None = None
-) -> run.RunState | None:
-    """Carry the model's unfinished run as far as it goes now; tell what became of it.
-
-    Returns the run, or None when there is no unfinished one. Repeating it is safe: every step is
-    idempotent, and each outcome is told once.
-    """
-    run_id = run.active(service.ledger, model)
-    if run_id is None:
-        return None
-    context = run.RunContext(
-        registry=service.registry,
-        ledger=service.ledger,
-        log=service.log,
-        settings=service.model(model),
-        home=service.home,
-        user_folder=service.folder,
-        guard=lease.guard if lease is not None else _unguarded,
-    )
-    state = run.advance(context, run_id, at=at, wall=wall)
-    if state.state != "running":
-        _tell(service, state, at)
-    return state
-
-
-def _unguarded(_tx: sa.Connection) -> None:
-    """One process carries this run and knows it (a replay, a command line)."""
-
-
-_MESSAGES = {
-    "promoted": "retrain.succeeded",
-    "refused": "retrain.refused",
-    "waiting": "candidate.registered",
-}
-#: What a person can do then, for the message.
-_NEXT = {
-    "promoted": "nothing: v{candidate} is watched from now on; shelflife rollback {model}",
-    "refused": "nothing: the champion still serves; shelflife runs --model {model}",
-    "waiting": "shelflife promote {model} {candidate}; compare them in MLflow first",
-    "failed": "mend what the run says, then shelflife retrain {model}",
-}
-#: One-off incidents that a promotion ends: what failed has been made up for.
-_MENDED = ("retrain_failed", "rollback")
-
-
-def _tell(service: Service, state: run.RunState, at: datetime) -> None:
-    """Put the run's outcome on its incident's timeline, once; a failed run is an incident."""
-    model = state.model
-    champion = service.registry.by_alias(model, "champion")
-    context = service.context(model, champion, command=f"shelflife runs {state.id}")
-    following = _NEXT.get(state.state, "").format(model=model, candidate=state.candidate)
-    context = msgspec.structs.replace(context, next=following)
-    text = f"run {state.id} {state.state}: {state.outcome}"
-    with service.ledger.write() as tx:
-        if state.incident_id is not None and not _told(tx, state.incident_id, text):
-            incidents.add_event(
-                tx,
-                state.incident_id,
-                at=at,
-                kind="run",
-                text=text,
-                context=context,
-                message_type=_MESSAGES.get(state.state),
-            )
-        if state.state == "promoted":
-            for cause in _MENDED:
-                resolve_one_off(tx, context, cause, f"run {state.id} promoted a successor", at)
-        if state.state == "failed":
-            finding = Finding(
-                cause="retrain_failed",
-                severity="page",
-                title=f"retraining failed; v{state.champion} still serves",
-                text=state.outcome,
-                since=at,
-            )
-            incidents.open_incident(
-                tx, service.ledger, context=context, version=state.champion, finding=finding, at=at
-            )
-
-
 def resolve_one_off(
     tx: sa.Connection, context: MessageContext, cause: str, text: str, at: datetime
 ) -> None:
@@ -323,12 +363,6 @@ def resolve_one_off(
     incident = incidents.find(tx, context.model, cause)
     if incident is not None:
         incidents.resolve(tx, incident.id, at=at, text=text, context=context)
-
-
-def _told(tx: sa.Connection, incident_id: int, text: str) -> bool:
-    table = schema.incident_events
-    query = sa.select(table.c.id).where(table.c.incident_id == incident_id, table.c.text == text)
-    return tx.execute(query).first() is not None
 
 
 def grid(now: datetime, every: timedelta) -> datetime:

@@ -6,20 +6,18 @@ large as the commit. Nothing heavy is imported here; it runs in serving workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from core.ledger import Ledger
-from core.spec import Scalar
 from core.times import EPOCH, micros
 from monitor.log.hot import key
-from monitor.log.records import Prediction, Role
+from monitor.log.records import Prediction
 
 #: model, source, event id, prediction id, version, role, time (µs), inputs and outputs (JSON),
 #: received (µs).
@@ -94,59 +92,27 @@ def _micros(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-class Columns(Struct, frozen=True, kw_only=True):
-    """Rows of one model and version as columns of equal length: what Arrow or Parquet holds."""
-
-    model: str
-    version: str
-    ids: Sequence[str]
-    times: Sequence[int]  # event times, whole microseconds since 1970 UTC
-    inputs: Mapping[str, Sequence[Scalar]]
-    outputs: Mapping[str, Sequence[float]]
-    role: Role = "champion"
-    source: str = "serving"
-    event_ids: Sequence[str] | None = None  # the ids when not given
-
-
-def encode_columns(columns: Columns, received: datetime) -> list[Encoded]:
-    """Columns as the hot table holds them, without a struct per row.
-
-    Raises:
-        ValueError: columns of different lengths.
-    """
-    c = columns
-    fixed, moment = (c.version, c.role), micros(received)
-    return [
-        (c.model, c.source, event or identity, identity, *fixed, time, inputs, outputs, moment)
-        for event, identity, time, inputs, outputs in zip(
-            c.event_ids or c.ids,
-            c.ids,
-            c.times,
-            _objects(c.inputs, len(c.ids)),
-            _objects(c.outputs, len(c.ids)),
-            strict=True,
-        )
-    ]
-
-
-def _objects(columns: Mapping[str, Sequence[object]], length: int) -> list[str]:
-    if not columns:
-        return ["{}"] * length
-    names = list(columns)
-    rows = zip(*columns.values(), strict=True)
-    return _lines([dict(zip(names, values, strict=True)) for values in rows])
-
-
-def commit(ledger: Ledger, rows: Sequence[Encoded]) -> int:
+def commit(
+    ledger: Ledger,
+    rows: Sequence[Encoded],
+    *,
+    beside: Callable[[Any], None] = lambda cursor: None,
+) -> int:
     """Commit rows in one transaction; events that are hot or sealed already are skipped.
+
+    Args:
+        beside: what else the transaction writes, on the driver's own cursor.
 
     Returns how many were new.
 
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
+    insert = _into_sqlite if ledger.sqlite else _into_postgres
     with ledger.write_raw() as cursor:
-        return _into_sqlite(cursor, rows) if ledger.sqlite else _into_postgres(cursor, rows)
+        new = insert(cursor, rows) if rows else 0
+        beside(cursor)
+    return new
 
 
 def _into_sqlite(cursor: Any, rows: Sequence[Encoded]) -> int:
@@ -161,7 +127,7 @@ def _into_sqlite(cursor: Any, rows: Sequence[Encoded]) -> int:
     if whole < len(rows):
         cursor.executemany(_ONE, rows[whole:])
         new += cursor.rowcount
-    return new
+    return int(new)
 
 
 def _into_postgres(cursor: Any, rows: Sequence[Encoded]) -> int:

@@ -1,97 +1,180 @@
-"""Rows of the log as frames: flat while they are read, taken apart when they are handed out.
+"""Rows of the log as Arrow tables: as hot rows become them, as segments hold them, as reads join
+them.
 
-A flat frame has the columns of `META`, `time` (whole microseconds), `in.<name>` and `out.<name>`;
-it is what a sealed segment holds. This module needs pandas, so the appending side, which runs in
-serving workers, never imports it.
+A flat table has the columns of `META`, `time` (timestamp[us, UTC]), `seq` (int64, the order of
+arrival), `in.<name>` and `out.<name>`. An input column has one Arrow type per table; values that do
+not share one are kept as JSON text, marked in the field's metadata, and read back as they were.
+This module needs pandas, so the appending side, which runs in serving workers, never imports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from core.times import micros
 from monitor.log.hot import META
-from monitor.log.records import Rows
+from monitor.log.values import EXACT, series
+
+TIME = pa.timestamp("us", tz="UTC")
+_MARK = {b"shelflife": b"json"}
+_HEAD = (*META, "time", "seq")
+_LIMIT = 2**63
 
 
-def empty() -> pd.DataFrame:
-    """A flat frame without rows."""
-    return pd.DataFrame(columns=[*META, "time"])
+def table(rows: Sequence[Any]) -> pa.Table:
+    """Hot rows (see `hot.select`) as a flat table, in order of (time, arrival)."""
+    count = len(META)
+    fields = list(zip(*rows, strict=True)) if rows else [()] * (count + 2)
+    arrays = [pa.array(fields[i], pa.string()) for i in range(count)]
+    arrays += [pa.array(fields[count], pa.int64()).cast(TIME), pa.array(fields[count + 1], "int64")]
+    schema = [pa.field(name, array.type) for name, array in zip(_HEAD, arrays, strict=True)]
+    if len(fields) > count + 2:
+        for prefix, texts in (("in.", fields[count + 2]), ("out.", fields[count + 3])):
+            # One decode over one joined array is several times faster than one per row.
+            decoded = msgspec.json.decode("[" + ",".join(texts) + "]")
+            for name in dict.fromkeys(key for row in decoded for key in row):
+                values = [row.get(name) for row in decoded]
+                array, marked = column(values) if prefix == "in." else (_floats(values), False)
+                arrays.append(array)
+                schema.append(pa.field(prefix + name, array.type, metadata=_MARK if marked else {}))
+    return in_order(pa.table(arrays, schema=pa.schema(schema)))
 
 
-def flatten(rows: Sequence[Any]) -> pd.DataFrame:
-    """Rows with JSON inputs and outputs as one column each."""
-    if not rows:
-        return empty()
-    frame = pd.DataFrame([row[:6] for row in rows], columns=[*META, "time"])
-    if len(rows[0]) < 8:
-        return frame
-    # One decode over one joined array is several times faster than one per row.
-    inputs = msgspec.json.decode("[" + ",".join(row[6] for row in rows) + "]")
-    outputs = msgspec.json.decode("[" + ",".join(row[7] for row in rows) + "]")
-    return pd.concat(
-        [
-            frame,
-            pd.DataFrame(inputs).add_prefix("in."),
-            pd.DataFrame(outputs).add_prefix("out."),
-        ],
-        axis=1,
-    )
+def column(values: Sequence[Any]) -> tuple[pa.Array, bool]:
+    """Values as an Arrow array of one type, or as JSON text (and True) where they share none."""
+    kinds = set(map(type, values)) - {type(None)}
+    if not kinds:
+        return pa.nulls(len(values)), False
+    if kinds == {str}:
+        return pa.array(values, pa.string()), False
+    if kinds == {bool}:
+        return pa.array(values, pa.bool_()), False
+    if kinds == {float}:
+        return pa.array(values, pa.float64()), False
+    if kinds == {int} and all(v is None or -_LIMIT <= v < _LIMIT for v in values):
+        return pa.array(values, pa.int64()), False
+    if kinds == {int, float} and all(abs(v) <= EXACT for v in values if type(v) is int):
+        return _floats(values), False
+    texts = [None if value is None else json.dumps(value) for value in values]
+    return pa.array(texts, pa.string()), True
 
 
-def matching(
-    frame: pd.DataFrame,
-    start: datetime | None,
-    end: datetime | None,
-    roles: Sequence[str],
-    version: str | None,
-    ids: Collection[str] | None,
-) -> pd.DataFrame:
-    """Those rows of a flat frame that a read asks for."""
-    keep = frame["role"].isin(list(roles))
-    if start is not None:
-        keep &= frame["time"] >= micros(start)
-    if end is not None:
-        keep &= frame["time"] < micros(end)
-    if version is not None:
-        keep &= frame["version"] == version
-    if ids is not None:
-        keep &= frame["id"].isin(set(ids))
-    return frame[keep]
+def _floats(values: Sequence[Any]) -> pa.Array:
+    numbers = [None if value is None else float(value) for value in values]
+    return pa.array(numbers, pa.float64())
 
 
-def apart(frame: pd.DataFrame, used: Sequence[str], problems: Sequence[str]) -> Rows:
-    """The frames that a read returns, from a flat frame with its labels."""
-    meta = frame[["id", "version", "role", "source"]].copy()
-    meta["time"] = _moments(frame["time"])
-    meta["label"] = frame["label"].astype(object).where(frame["label_time"].notna(), None)
-    meta["label_time"] = _moments(frame["label_time"])
-    inputs = frame[[c for c in frame.columns if c.startswith("in.")]]
-    outputs = frame[[c for c in frame.columns if c.startswith("out.")]]
-    return Rows(
-        meta=meta,
-        inputs=inputs.rename(columns=lambda name: name[3:]),
-        outputs=outputs.rename(columns=lambda name: name[4:]).astype(np.float64),
-        segments=tuple(used),
-        problems=tuple(problems),
-    )
+def in_order(rows: pa.Table) -> pa.Table:
+    """The rows in order of (time, arrival)."""
+    times, seq = _int64(rows["time"]), _int64(rows["seq"])
+    step = np.diff(times)
+    if ((step > 0) | ((step == 0) & (np.diff(seq) > 0))).all():
+        return rows
+    return rows.take(pa.array(np.lexsort((seq, times))))
 
 
-def _moments(counts: pd.Series) -> pd.Series:
-    whole = pd.to_numeric(counts).astype("Int64")
-    moments = pd.to_datetime(whole, unit="us", utc=True)
-    return moments.astype("datetime64[us, UTC]")
+def _int64(values: pa.ChunkedArray) -> np.ndarray:
+    found: np.ndarray = values.cast(pa.int64()).to_numpy()
+    return found
 
 
-def join(frame: pd.DataFrame, truth: Mapping[str, tuple[object, int]]) -> pd.DataFrame:
-    """The flat frame with columns `label` (as given) and `label_time` (µs, NaN where missing)."""
-    found = [truth.get(name) for name in frame["id"]]
-    frame["label"] = pd.Series([f[0] if f else None for f in found], dtype=object)
-    frame["label_time"] = pd.Series([f[1] if f else None for f in found], dtype="Int64")
-    return frame
+def times_of(rows: pa.Table) -> np.ndarray:
+    """Event times as int64 microseconds."""
+    return _int64(rows["time"])
+
+
+def below(parts: Sequence[pa.Table]) -> pa.Table:
+    """Flat tables below each other, in order of (time, arrival): columns are widened, never cut.
+
+    For writing: a column whose types differ becomes JSON text.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part.column_names))
+    arrays, fields = [], []
+    for name in names:
+        kind = _common(parts, name)
+        if kind is not None:
+            mark = _MARK if any(marked(part, name) for part in parts) else {}
+            pieces = [piece for part in parts for piece in _as(part, name, kind)]
+            arrays.append(pa.chunked_array(pieces, kind))
+            fields.append(pa.field(name, kind, metadata=mark))
+        else:
+            array, mixed = column([v for part in parts for v in python(part, name)])
+            arrays.append(pa.chunked_array([array]))
+            fields.append(pa.field(name, array.type, metadata=_MARK if mixed else {}))
+    return in_order(pa.table(arrays, schema=pa.schema(fields)))
+
+
+def marked(rows: pa.Table, name: str) -> bool:
+    """Whether the column holds JSON text."""
+    index = rows.schema.get_field_index(name)
+    metadata = rows.schema.field(index).metadata if index >= 0 else None
+    return bool(metadata and metadata.get(b"shelflife") == b"json")
+
+
+def _common(parts: Sequence[pa.Table], name: str) -> pa.DataType | None:
+    """The Arrow type all parts share, nulls apart; None where they share none."""
+    having = [p for p in parts if name in p.column_names and not pa.types.is_null(p[name].type)]
+    kinds = {part[name].type for part in having}
+    if not kinds:
+        return pa.null()
+    if len({marked(part, name) for part in having}) > 1:
+        return None
+    if len(kinds) == 1:
+        return kinds.pop()
+    if kinds == {pa.int64(), pa.float64()}:
+        whole = [part[name] for part in having if part[name].type == pa.int64()]
+        return pa.float64() if all(_exact(values) for values in whole) else None
+    return None
+
+
+def _exact(whole: pa.ChunkedArray) -> bool:
+    """Whether whole numbers are exact as float64."""
+    found = pc.min_max(whole).as_py()
+    low, high = found["min"], found["max"]
+    return low is None or (low >= -EXACT and high <= EXACT)
+
+
+def _as(rows: pa.Table, name: str, kind: pa.DataType) -> list[pa.Array]:
+    if name not in rows.column_names or pa.types.is_null(rows[name].type):
+        return [pa.nulls(len(rows), kind)]
+    chunks: list[pa.Array] = rows[name].cast(kind).chunks
+    return chunks
+
+
+def python(rows: pa.Table, name: str) -> list[Any]:
+    """A column's values as they were logged, None where missing."""
+    if name not in rows.column_names:
+        return [None] * len(rows)
+    values: list[Any] = rows[name].to_pylist()
+    if marked(rows, name):
+        return [None if value is None else json.loads(value) for value in values]
+    return values
+
+
+def frame(rows: pa.Table, prefix: str) -> pd.DataFrame:
+    """The columns of a prefix as pandas columns, of the types that `log.values` tells of."""
+    names = [name for name in rows.column_names if name.startswith(prefix)]
+    columns: Mapping[str, pd.Series] = {n[len(prefix) :]: _series(rows, n) for n in names}
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(rows)), copy=False)
+
+
+def _series(rows: pa.Table, name: str) -> pd.Series:
+    values = rows[name]
+    gaps = values.null_count
+    if marked(rows, name) or gaps == len(rows):
+        return series(python(rows, name))
+    if gaps and (pa.types.is_boolean(values.type) or not _fits(values)):
+        return series(values.to_pylist())
+    found: pd.Series = values.to_pandas()
+    return found
+
+
+def _fits(values: pa.ChunkedArray) -> bool:
+    return not pa.types.is_integer(values.type) or _exact(values)

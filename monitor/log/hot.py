@@ -51,10 +51,34 @@ def known(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[str]
 
 def segments_of(connection: sa.Connection, model: str, ids: Iterable[str]) -> set[int]:
     """The segments that hold any of these prediction ids."""
-    table = schema.sealed_keys.c
+    table, parts = schema.sealed_keys, schema.segment_parts
     keys = [key(model, name) for name in ids]
-    query = sa.select(table.segment).where(one_of(connection, table.prediction, keys))
+    here = sa.func.coalesce(parts.c.segment, table.c.segment)
+    moved = table.outerjoin(parts, parts.c.part == table.c.segment)
+    query = sa.select(here).select_from(moved).where(one_of(connection, table.c.prediction, keys))
     return set(connection.scalars(query.distinct()))
+
+
+def settled(connection: sa.Connection, model: str, before: datetime, limit: int) -> list[Any]:
+    """The first hot rows received before a moment, as `select` gives them."""
+    table = schema.predictions
+    query = (
+        sa.select(
+            table.c.prediction_id,
+            table.c.version,
+            table.c.role,
+            table.c.source,
+            table.c.event_id,
+            sa.type_coerce(table.c.time, sa.BigInteger),
+            table.c.id,
+            table.c.inputs,
+            table.c.outputs,
+        )
+        .where(table.c.model == model, table.c.received < before)
+        .order_by(table.c.id)
+        .limit(limit)
+    )
+    return list(connection.execute(query))
 
 
 def select(
@@ -68,8 +92,8 @@ def select(
     ids: Collection[str] | None,
     inputs: bool = True,
 ) -> list[Any]:
-    """Hot rows as tuples: the columns of `META`, time (µs) and, with `inputs`, inputs and outputs
-    as JSON."""
+    """Hot rows as tuples: the columns of `META`, time (µs), the number of their arrival and, with
+    `inputs`, inputs and outputs as JSON."""
     table = schema.predictions
     query = sa.select(
         table.c.prediction_id.label("id"),
@@ -78,6 +102,7 @@ def select(
         table.c.source,
         table.c.event_id,
         sa.type_coerce(table.c.time, sa.BigInteger).label("time"),
+        table.c.id.label("seq"),
         *([table.c.inputs, table.c.outputs] if inputs else []),
     ).where(table.c.model == model, table.c.role.in_(roles))
     if start is not None:

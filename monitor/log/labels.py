@@ -1,30 +1,31 @@
-"""Labels: every distinct statement is kept, the last one by label time wins."""
+"""Labels: every distinct statement is kept, the last one by label time wins.
+
+A label may be late, repeated, corrected, come before its prediction or for one nobody logged. What
+is in force depends on the statements alone, never on the order of their arrival: the greatest label
+time wins; of statements about the same moment the one received last; of those received in the same
+microsecond the later of its batch, or else the greater JSON text.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
 from core import schema
 from core.ledger import Ledger, one_of
 from monitor.log.hot import known
-from monitor.log.records import Label, LabelReceipt
-
-_SCAN_ABOVE = 20_000  # ids beyond which one scan of the model's labels is faster
-#: Label as given and its time in microseconds, by prediction id.
-Truth = dict[str, tuple[object, int]]
+from monitor.log.records import Label, LabelActivity, LabelReceipt
 
 
 def insert(
     tx: sa.Connection, ledger: Ledger, labels: Sequence[Label], received: datetime
 ) -> LabelReceipt:
-    """Keep labels; a repeat at the same label time replaces the earlier statement."""
-    table = schema.labels
+    """Keep labels; at the same label time the one received last replaces the other."""
     total = {"new": 0, "changed": 0, "unknown": 0}
     for model in {label.model for label in labels}:
         mine = [label for label in labels if label.model == model]
@@ -33,72 +34,69 @@ def insert(
         total["unknown"] += sum(name not in there for name in ids)
         total["changed"] += sum(name in there and name in had for name in ids)
         total["new"] += sum(name in there and name not in had for name in ids)
-    statement = ledger.insert_ignore(table)
-    rows = [
-        {
+    rows = {  # the last of a batch that speaks of the same moment
+        (label.model, label.id, label.time): {
             "model": label.model,
             "prediction_id": label.id,
             "time": label.time,
-            "value": json.dumps(label.value),
+            "value": _encode(label.value),
             "source": label.source,
             "received": received,
         }
         for label in labels
-    ]
-    tx.execute(statement, rows)
-    # The same moment said twice: the later statement to arrive is the correction.
-    same = (
-        (table.c.model == sa.bindparam("m"))
-        & (table.c.prediction_id == sa.bindparam("i"))
-        & (table.c.time == sa.bindparam("t", type_=schema.UtcTime()))
-        & (table.c.value != sa.bindparam("v"))
-    )
-    update = table.update().where(same).values(value=sa.bindparam("v"))
-    tx.execute(
-        update,
-        [{"m": r["model"], "i": r["prediction_id"], "t": r["time"], "v": r["value"]} for r in rows],
-    )
+    }
+    tx.execute(_upsert(ledger), list(rows.values()))
     return LabelReceipt(**total)
+
+
+def _upsert(ledger: Ledger) -> Any:
+    """An INSERT of statements; one about a moment already spoken of wins by receipt."""
+    if ledger.sqlite:
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+    table = schema.labels
+    new = insert(table)
+    said, binary = new.excluded, "BINARY" if ledger.sqlite else "C"
+    greater = sa.collate(said.value, binary) > sa.collate(table.c.value, binary)
+    later = (said.received > table.c.received) | ((said.received == table.c.received) & greater)
+    return new.on_conflict_do_update(
+        index_elements=[table.c.model, table.c.prediction_id, table.c.time],
+        set_={"value": said.value, "source": said.source, "received": said.received},
+        where=later,
+    )
+
+
+def _encode(value: object) -> str:
+    """JSON as the standard library writes it, NaN included; quicker for bare numbers."""
+    if type(value) is int:
+        return str(value)
+    if type(value) is float and math.isfinite(value):
+        return repr(value)
+    return json.dumps(value.item() if hasattr(value, "item") else value)
+
+
+def activity(ledger: Ledger, model: str, *, after: datetime, until: datetime) -> LabelActivity:
+    """How labels behaved that became known in (after, until]."""
+    table = schema.labels.c
+    mine = (table.model == model) & (table.time <= until)
+    arrived = sa.select(table.prediction_id).where(mine, table.time > after)
+    with ledger.read() as tx:
+        rows = tx.execute(
+            sa.select(table.prediction_id, sa.func.count(), sa.func.count(table.value.distinct()))
+            .where(mine, table.prediction_id.in_(arrived))
+            .group_by(table.prediction_id)
+        ).all()
+        there = known(tx, model, [row[0] for row in rows])
+    return LabelActivity(
+        labelled=len(rows),
+        repeated=sum(row[1] > 1 for row in rows),
+        corrected=sum(row[2] > 1 for row in rows),
+        unknown=len(rows) - len(there),
+    )
 
 
 def _labelled(connection: sa.Connection, model: str, ids: Sequence[str]) -> set[str]:
     table = schema.labels.c
     mine = (table.model == model) & one_of(connection, table.prediction_id, ids)
     return set(connection.scalars(sa.select(table.prediction_id).where(mine)))
-
-
-def learned_between(
-    connection: sa.Connection, model: str, after: datetime, until: datetime | None
-) -> Truth:
-    """The labels in force at `until` that became known after `after`."""
-    return _last(connection, _known(model, until).where(schema.labels.c.time > after))
-
-
-def winning(
-    connection: sa.Connection, model: str, ids: Collection[str], known_at: datetime | None
-) -> Truth:
-    """The label in force at `known_at` of each id that has one."""
-    query = _known(model, known_at)
-    if len(ids) > _SCAN_ABOVE:
-        return _last(connection, query, wanted=set(ids))
-    return _last(connection, query.where(one_of(connection, schema.labels.c.prediction_id, ids)))
-
-
-def _known(model: str, until: datetime | None) -> sa.Select[Any]:
-    table = schema.labels
-    query = sa.select(
-        table.c.prediction_id, table.c.value, sa.type_coerce(table.c.time, sa.BigInteger)
-    ).where(table.c.model == model)
-    if until is not None:
-        query = query.where(table.c.time <= until)
-    return query.order_by(table.c.time)
-
-
-def _last(
-    connection: sa.Connection, query: sa.Select[Any], wanted: set[str] | None = None
-) -> Truth:
-    # In order of time: the last statement of an id stays.
-    rows = connection.execute(query)
-    last = {row[0]: row for row in rows if wanted is None or row[0] in wanted}
-    decode = msgspec.json.decode
-    return {name: (decode(row[1]), row[2]) for name, row in last.items()}

@@ -2,57 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from core import schema
-from core.errors import CorruptSegment
 from core.ledger import Ledger
-from monitor.log import hot, labels, segments
-from monitor.log.append import Columns, commit, encode, encode_columns
-from monitor.log.records import Label, LabelReceipt, LogCounts, Prediction, Role, Rows
-from monitor.log.segments import Written
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_SEGMENT_ROWS = 100_000  # most rows a segment holds
-_DELETED = 5_000  # rows one statement deletes
+from monitor.log import forgetting, hot, labels, lineage, sealing, segments, upkeep
+from monitor.log.admission import Admission, tally
+from monitor.log.append import commit, encode
+from monitor.log.lineage import SegmentEvent
+from monitor.log.records import (
+    Forgotten,
+    Label,
+    LabelReceipt,
+    LogCounts,
+    Prediction,
+    Role,
+    Rows,
+    Sampled,
+)
+from monitor.log.storage import Storage, open_storage
+from monitor.log.upkeep import Verdict
 
 
 class InferenceLog:
-    """`records.SampleLog` over a ledger and a folder of segments.
+    """`records.SampleLog` over a ledger and a store of segments.
 
     Args:
         ledger: the database that holds hot rows, labels and the manifest.
-        folder: where segments lie; `<folder>/<model>/<first time>-<random>.parquet`.
+        store: where segments lie, as `<model>/<first time>-<random>.parquet`: a folder, or what
+            `storage.open_storage` opened.
+        admission: sampling and privacy of each model; everything is kept as it is without one.
+        clock: says when a segment was found not to match; nothing is decided by it.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self.ledger, self.folder = ledger, folder
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Path | Storage,
+        *,
+        admission: Admission | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.ledger, self._clock = ledger, clock
+        self.admission = admission or Admission()
+        self.storage = open_storage(store) if isinstance(store, Path) else store
 
     def append(self, rows: Sequence[Prediction], *, received: datetime) -> int:
         """See `SampleLog.append`."""
         if not rows:
             return 0
-        return commit(self.ledger, encode(rows, received))
-
-    def append_columns(self, columns: Columns, *, received: datetime) -> int:
-        """`append` for rows that come as columns (Arrow, Parquet): no struct is made per row."""
-        if not columns.ids:
-            return 0
-        return commit(self.ledger, encode_columns(columns, received))
+        admitted = self.admission.admit(rows)
+        sqlite = self.ledger.sqlite
+        return commit(
+            self.ledger,
+            encode(admitted.rows, received),
+            beside=lambda cursor: tally(cursor, admitted.tallies, sqlite),
+        )
 
     def append_labels(self, labels_: Sequence[Label], *, received: datetime) -> LabelReceipt:
         """See `SampleLog.append_labels`."""
         if not labels_:
             return LabelReceipt(new=0, changed=0, unknown=0)
         with self.ledger.write() as tx:
-            return labels.insert(tx, self.ledger, labels_, received)
+            admitted, tallies = self.admission.labels(
+                labels_, lambda model, ids: hot.known(tx, model, ids)
+            )
+            receipt = LabelReceipt(new=0, changed=0, unknown=0)
+            if admitted:
+                receipt = labels.insert(tx, self.ledger, admitted, received)
+            tally(_cursor(tx), tallies, self.ledger.sqlite)
+        return msgspec.structs.replace(receipt, unsampled=len(labels_) - len(admitted))
 
     def read(
         self,
@@ -66,75 +91,27 @@ class InferenceLog:
         version: str | None = None,
         labelled: bool = False,
         newest: int | None = None,
-        inputs: bool = True,
+        inputs: bool | Collection[str] = True,
     ) -> Rows:
         """See `SampleLog.read`."""
-        import pandas as pd
+        from monitor.log import reading
 
-        from monitor.log import flat
-
-        with self.ledger.read() as tx:  # manifest, hot rows and labels of one moment
-            truth, within = None, None
-            if known_after is not None:
-                labelled = True
-                truth = labels.learned_between(tx, model, known_after, known_at)
-                within = hot.segments_of(tx, model, truth)
-            live = flat.flatten(
-                hot.select(
-                    tx,
-                    model,
-                    start=start,
-                    end=end,
-                    roles=roles,
-                    version=version,
-                    ids=truth,
-                    inputs=inputs,
-                )
-            )
-            sealed, used, problems = self._sealed(tx, model, start, end, within, inputs)
-            old = flat.matching(sealed, start, end, roles, version, truth)
-            frame = pd.concat([part for part in (old, live) if len(part)] or [live])
-            frame = frame.sort_values("time", kind="stable", ignore_index=True)
-            if newest is not None and not labelled:
-                frame = frame.tail(newest).reset_index(drop=True)
-            if truth is None:
-                truth = labels.winning(tx, model, frame["id"].tolist(), known_at)
-        frame = flat.join(frame, truth)
-        if labelled:
-            frame = frame[frame["label_time"].notna()]
-            frame = frame.tail(newest) if newest is not None else frame
-        if problems:
-            self._quarantine(problems)
-        return flat.apart(frame.reset_index(drop=True), used, [text for _, text in problems])
-
-    def _sealed(
-        self,
-        tx: sa.Connection,
-        model: str,
-        start: datetime | None,
-        end: datetime | None,
-        within: set[int] | None,
-        inputs: bool,
-    ) -> tuple[pd.DataFrame, list[str], list[tuple[int, str]]]:
-        import pandas as pd
-
-        from monitor.log import flat
-
-        parts, used, problems = [], list[str](), list[tuple[int, str]]()
-        for segment in segments.listed(tx, model, start=start, end=end, ids=within):
-            try:
-                parts.append(segments.read(self.folder, segment, inputs=inputs))
-                used.append(segment.sha256)
-            except CorruptSegment as error:
-                problems.append((segment.id, str(error)))
-        whole = pd.concat(parts, ignore_index=True) if parts else flat.empty()
-        return whole, used, problems
-
-    def _quarantine(self, problems: Sequence[tuple[int, str]]) -> None:
-        table = schema.segments
-        with self.ledger.write() as tx:
-            ids = [identity for identity, _ in problems]
-            tx.execute(table.update().where(table.c.id.in_(ids)).values(state="quarantined"))
+        query = reading.Query(
+            model=model,
+            start=start,
+            end=end,
+            known_at=known_at,
+            known_after=known_after,
+            roles=roles,
+            version=version,
+            labelled=labelled,
+            newest=newest,
+            inputs=inputs,
+        )
+        rows, corrupt = reading.read(self.ledger, self.storage, query)
+        if corrupt:
+            upkeep.quarantine(self.ledger, model, corrupt, self._clock())
+        return rows
 
     def counts(self, model: str) -> LogCounts:
         """See `SampleLog.counts`."""
@@ -162,6 +139,18 @@ class InferenceLog:
                 sa.select(truth.c.prediction_id).where(truth.c.model == model).distinct()
             ).all()
             unknown = len(ids) - len(hot.known(tx, model, ids))
+            offered = schema.sampling
+            seen, kept, said, held = tx.execute(
+                sa.select(
+                    *(
+                        sa.func.coalesce(sa.func.sum(offered.c[name]), 0)
+                        for name in ("seen", "kept", "labels_seen", "labels_kept")
+                    )
+                ).where(offered.c.model == model)
+            ).one()
+            counted = schema.counters
+            served = (counted.c.model == model) & (counted.c.name == "unsampled")
+            outside = tx.scalar(sa.select(counted.c.value).where(served)) or 0
         moments = [moment for moment in (first, oldest) if moment is not None]
         ends = [moment for moment in (last, newest) if moment is not None]
         return LogCounts(
@@ -173,6 +162,9 @@ class InferenceLog:
             unknown_labels=unknown,
             oldest=min(moments, default=None),
             newest=max(ends, default=None),
+            seen=int(seen) + int(outside),
+            kept=int(kept),
+            unsampled_labels=int(said) - int(held),
         )
 
     def segments(self, model: str) -> list[str]:
@@ -180,89 +172,60 @@ class InferenceLog:
         with self.ledger.read() as tx:
             return [segment.sha256 for segment in segments.listed(tx, model)]
 
+    def models(self) -> list[str]:
+        """Every model that the log holds rows or labels of."""
+        tables = (schema.predictions, schema.segments, schema.labels)
+        with self.ledger.read() as tx:
+            found = [tx.scalars(sa.select(table.c.model).distinct()).all() for table in tables]
+        return sorted({name for names in found for name in names})
+
+    def segment_bytes(self, model: str) -> int:
+        """Bytes of the model's segments."""
+        table = schema.segments
+        query = sa.select(sa.func.coalesce(sa.func.sum(table.c.bytes), 0))
+        with self.ledger.read() as tx:
+            return int(tx.scalar(query.where(table.c.model == model)) or 0)
+
+    def events(self, model: str) -> list[SegmentEvent]:
+        """What became of the model's segments: merged, rewritten, deleted, quarantined."""
+        return lineage.events(self.ledger, model)
+
     def seal(self, *, before: datetime, min_rows: int = 1) -> int:
         """See `SampleLog.seal`."""
-        table, moved = schema.predictions, 0
+        return sealing.seal(self.ledger, self.storage, before=before, min_rows=min_rows)
+
+    def compact(self, model: str, *, at: datetime, rows: int = 100_000) -> int:
+        """See `SampleLog.compact`."""
+        return upkeep.compact(self.ledger, self.storage, model, at=at, rows=rows)
+
+    def forget(
+        self, model: str, ids: Collection[str], *, at: datetime, reason: str = "", by: str = ""
+    ) -> Forgotten:
+        """See `SampleLog.forget`, and `log.forgetting` for what is guaranteed."""
+        return forgetting.forget(self.ledger, self.storage, model, ids, at=at, reason=reason, by=by)
+
+    def retain(self, model: str, *, since: datetime, at: datetime) -> Forgotten:
+        """See `SampleLog.retain`."""
+        return forgetting.retain(self.ledger, self.storage, model, since=since, at=at)
+
+    def verify(self, model: str, *, at: datetime) -> list[Verdict]:
+        """See `upkeep.verify`."""
+        return upkeep.verify(self.ledger, self.storage, model, at=at)
+
+    def sweep(self, *, at: datetime, grace: timedelta = upkeep.GRACE) -> list[str]:
+        """See `upkeep.sweep`."""
+        return upkeep.sweep(self.ledger, self.storage, at=at, grace=grace)
+
+    def sampled(self, model: str) -> list[Sampled]:
+        """What was offered and kept, by hour of event time and rate, oldest first."""
+        table, names = schema.sampling, Sampled.__struct_fields__
+        query = sa.select(*(table.c[name] for name in names)).where(table.c.model == model)
         with self.ledger.read() as tx:
-            query = (
-                sa.select(table.c.model, sa.func.count())
-                .where(table.c.received < before)
-                .group_by(table.c.model)
-            )
-            models = [name for name, n in tx.execute(query).all() if n >= min_rows]
-        for model in models:
-            while count := self._seal_one(model, before):
-                moved += count
-        return moved
+            rows = tx.execute(query.order_by(table.c.hour, table.c.rate)).all()
+        return [Sampled(**row._mapping) for row in rows]
 
-    def _seal_one(self, model: str, before: datetime) -> int:
-        from monitor.log import flat
 
-        table = schema.predictions
-        with self.ledger.read() as tx:
-            query = (
-                sa.select(
-                    table.c.prediction_id,
-                    table.c.version,
-                    table.c.role,
-                    table.c.source,
-                    table.c.event_id,
-                    sa.type_coerce(table.c.time, sa.BigInteger),
-                    table.c.inputs,
-                    table.c.outputs,
-                    table.c.id,
-                )
-                .where(table.c.model == model, table.c.received < before)
-                .order_by(table.c.id)
-                .limit(_SEGMENT_ROWS)
-            )
-            rows = tx.execute(query).all()
-        if not rows:
-            return 0
-        written = segments.write(self.folder, model, flat.flatten(rows))
-        if not self._swap_in(model, written, rows, before):
-            (self.folder / written.path).unlink()  # another sealer was faster
-            return 0
-        return len(rows)
-
-    def _swap_in(
-        self,
-        model: str,
-        written: Written,
-        rows: Sequence[Any],
-        before: datetime,
-    ) -> bool:
-        """One transaction: the manifest row and the keys in, the hot rows out."""
-        ids = [row[8] for row in rows]
-        with self.ledger.write() as tx:
-            gone = 0
-            for start in range(0, len(ids), _DELETED):
-                mine = schema.predictions.c.id.in_(ids[start : start + _DELETED])
-                gone += tx.execute(schema.predictions.delete().where(mine)).rowcount
-            if gone != len(ids):
-                tx.rollback()
-                return False
-            added = tx.execute(
-                schema.segments.insert().values(
-                    model=model,
-                    path=written.path,
-                    rows=written.rows,
-                    sha256=written.sha256,
-                    min_time=written.min_time,
-                    max_time=written.max_time,
-                    columns=written.columns,
-                    state="active",
-                    created=before,
-                )
-            )
-            segment = added.inserted_primary_key[0] if added.inserted_primary_key else None
-            keys = [
-                {
-                    "event": hot.key(str(row[3]), str(row[4])),
-                    "prediction": hot.key(model, str(row[0])),
-                    "segment": segment,
-                }
-                for row in rows
-            ]
-            tx.execute(schema.sealed_keys.insert(), keys)
-        return True
+def _cursor(tx: sa.Connection) -> Any:
+    """The driver's cursor inside a transaction."""
+    raw: Any = tx.connection.driver_connection
+    return raw.cursor()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -43,11 +43,21 @@ class Label(Struct, frozen=True, kw_only=True):
 
 
 class LabelReceipt(Struct, frozen=True, kw_only=True):
-    """What became of a batch of labels; all of them are kept."""
+    """What became of a batch of labels; all but the unsampled are kept."""
 
     new: int  # first label for a logged prediction
     changed: int  # corrects or repeats an earlier label
     unknown: int  # no such prediction in the log (yet)
+    unsampled: int = 0  # labels left out, as their predictions are
+
+
+class LabelActivity(Struct, frozen=True, kw_only=True):
+    """Predictions whose newest label became known in some span of time."""
+
+    labelled: int
+    repeated: int  # ... that had been labelled before, at another label time
+    corrected: int  # ... with another value
+    unknown: int  # ... that the log does not hold (yet)
 
 
 class LogCounts(Struct, frozen=True, kw_only=True):
@@ -61,6 +71,28 @@ class LogCounts(Struct, frozen=True, kw_only=True):
     unknown_labels: int
     oldest: datetime | None
     newest: datetime | None
+    seen: int = 0  # rows offered, history apart; `sampled` has them by hour and rate
+    kept: int = 0  # of those the log was offered itself, in the sample (repeats included)
+    unsampled_labels: int = 0  # left out with their predictions
+
+
+class Sampled(Struct, frozen=True, kw_only=True):
+    """What was offered to the log in one hour of event time under one rate, and kept of it."""
+
+    hour: datetime
+    rate: float
+    seen: int
+    kept: int
+    labels_seen: int
+    labels_kept: int
+
+
+class Forgotten(Struct, frozen=True, kw_only=True):
+    """What `forget` or `retain` took out of the log."""
+
+    rows: int
+    labels: int  # statements
+    segments: int = 0  # files deleted or rewritten
 
 
 class Rows(Struct, kw_only=True):
@@ -111,7 +143,7 @@ class SampleLog(Protocol):
         version: str | None = None,
         labelled: bool = False,
         newest: int | None = None,
-        inputs: bool = True,
+        inputs: bool | Collection[str] = True,
     ) -> Rows:
         """Rows with start <= time < end, in order of time, each with its label.
 
@@ -123,7 +155,12 @@ class SampleLog(Protocol):
             labelled: only rows that have a label (known at `known_at`).
             newest: only the newest so many rows, after the other filters.
             inputs: False leaves `inputs` and `outputs` without columns: several times faster
-                where only ids, times or labels matter.
+                where only ids, times or labels matter. Names keep only these inputs.
+
+        Rows of one time come in the order in which they arrived. Column types: `log.values`.
+
+        Raises:
+            StoreUnavailable: the segments' store cannot be reached; nothing is concluded from it.
         """
         ...
 
@@ -137,4 +174,22 @@ class SampleLog(Protocol):
 
     def segments(self, model: str) -> list[str]:
         """The sha256 of the model's active segments, oldest first."""
+        ...
+
+    def compact(self, model: str, *, at: datetime, rows: int = 100_000) -> int:
+        """Merge neighbouring small segments into ones of at most `rows` rows.
+
+        What `read` returns stays the same. Returns the segments merged away.
+        """
+        ...
+
+    def forget(
+        self, model: str, ids: Collection[str], *, at: datetime, reason: str = "", by: str = ""
+    ) -> Forgotten:
+        """Remove every row and label of these prediction ids, in hot rows, segments and keys."""
+        ...
+
+    def retain(self, model: str, *, since: datetime, at: datetime) -> Forgotten:
+        """Delete what is older than `since`: hot rows, segments whose newest row is older, and
+        the labels of both. A segment with a newer row stays whole."""
         ...

@@ -1,271 +1,330 @@
 """How a window differs from the baseline, column by column.
 
-Definitions are Evidently's where both have the method (0.7.23: `legacy/calculations/stattests`),
-on cells that the baseline fixed once instead of bins laid over both samples:
+Effect sizes (`monitor.measure.effects`) say how much, each beside the line that chance would
+cross. They never decide: PSI fires far too often on small windows, and one value of a million is
+enough for Wasserstein.
 
-psi           sum over cells of (q - p) ln(q / p), a share of zero taken as 1e-4
-js            Jensen–Shannon distance, sqrt(JS divergence), natural logarithm (scipy's)
-wasserstein   first Wasserstein distance of the rows themselves over the baseline's sd
-ks            two-sample Kolmogorov–Smirnov statistic of the rows themselves
-tail          share of the rows beyond the baseline's highest or lowest value, the larger of both
-chi2          two-sample chi-squared statistic against pooled shares, cells pooled until filled
-
-The last three decide whether a column drifted: their null distributions are known, hold with ties
-and unequal samples, and one wild value cannot move them.
-PSI, Jensen–Shannon and Wasserstein are the effect sizes people read, shown beside a line at the
-same error rate. They never decide: PSI fires far too often on small windows (empty cells), and
-one value of a million is enough for Wasserstein.
+The calibrated tests of `monitor.measure.alarms` decide, on counts, at every time scale of the
+window; the strongest one of a column is shown as a z value beside its line: `location`, `spread`,
+`shape`, `tail`, `missing`, `levels` (categories as a whole) or `level` (a single one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
+from msgspec import Struct
+from scipy import special
 
-from monitor.measure import thresholds
-from monitor.measure.profile import ColumnProfile, Values, count
-from monitor.measure.thresholds import ColumnCalibration
+from monitor.measure import alarms, effects, pvalues, tally, thresholds
+from monitor.measure.calibration import MOST_CELLS, Reference, Spread
+from monitor.measure.profile import ColumnProfile, Values
 from monitor.results import ColumnDrift, Statistic
 
-_FLOOR = 1e-4  # share given to an empty cell in PSI, as Evidently does
-DECIDING = ("ks", "tail", "chi2")
+QUARTER = timedelta(days=90)
+_MOST_PARTS = 512
+MOST_SORTED = 100_000  # rows of a window that Wasserstein and Kolmogorov–Smirnov look at
+_NUMBER_NAMES: tuple[str, ...] = ("location", "spread", "shape", "tail", "tail", "missing")
+_LEVEL_NAMES: tuple[str, ...] = ("levels", "level", "missing")
+DECIDING = ("location", "spread", "shape", "tail", "missing", "levels", "level")
 
 
-def psi(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Population stability index of two vectors of counts over the same cells."""
-    q, p = window / window.sum(), baseline / baseline.sum()
-    seen = (window + baseline) > 0
-    q, p = np.maximum(q[seen], _FLOOR), np.maximum(p[seen], _FLOOR)
-    return float(((q - p) * np.log(q / p)).sum())
+class Budget(Struct, frozen=True, kw_only=True):
+    """What the alarms may cost and what a check is."""
+
+    false_alarms: float  # a quarter
+    every: timedelta  # between checks: the time that one check adds
+    window: timedelta  # that a check looks back over
+    min_rows: int  # columns with fewer values are not measured
 
 
-def jensen_shannon(window: np.ndarray, baseline: np.ndarray) -> float:
-    """Jensen–Shannon distance in nats^½, 0 … sqrt(ln 2), of two vectors of counts."""
-    q, p = window / window.sum(), baseline / baseline.sum()
-    middle = (q + p) / 2
-    divergence = (_relative_entropy(q, middle) + _relative_entropy(p, middle)) / 2
-    return float(np.sqrt(max(divergence, 0.0)))
+@dataclass(frozen=True)
+class Column:
+    """What a window knows of one column beside its counts."""
+
+    rows: int
+    missing: int
+    invalid: int  # values of another type, or infinite
+    sample: np.ndarray | None  # ascending values of a numeric column, thinned where they are many
 
 
-def _relative_entropy(a: np.ndarray, b: np.ndarray) -> float:
-    filled = a > 0
-    return float((a[filled] * np.log(a[filled] / b[filled])).sum())
+@dataclass(frozen=True)
+class Window:
+    """The rows of a window as the comparison needs them.
 
-
-def ks(baseline: np.ndarray, window: np.ndarray) -> float:
-    """Two-sample Kolmogorov–Smirnov statistic of two ascending samples; exact with ties.
-
-    The largest gap lies at a value of the window or just below one, so only those are looked at:
-    O(n log m) with a presorted baseline of m rows.
+    Attributes:
+        counts: per part, oldest first.
+        mix: float64 (parts, strata), rows of each part in each stratum.
+        columns: by `ColumnProfile.key`; a column that is not there is absent from the window.
     """
-    m, n = len(baseline), len(window)
-    gaps = [
-        np.searchsorted(window, window, side) / n - np.searchsorted(baseline, window, side) / m
-        for side in ("left", "right")
-    ]
-    return float(np.abs(gaps).max())
+
+    counts: tally.Tally
+    mix: np.ndarray
+    columns: Mapping[str, Column]
 
 
-def wasserstein(baseline: np.ndarray, window: np.ndarray) -> float:
-    """First Wasserstein distance of two ascending samples, in their own unit (scipy's)."""
-    values = np.concatenate([baseline, window])
-    values.sort(kind="stable")  # two ascending runs: a merge
-    at = values[:-1]
-    p = np.searchsorted(baseline, at, "right") / len(baseline)
-    q = np.searchsorted(window, at, "right") / len(window)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float((np.abs(q - p) * np.diff(values)).sum())
+def window_of(
+    reference: Reference,
+    values: Mapping[str, Values],
+    ages: np.ndarray,
+    seconds: np.ndarray,
+    budget: Budget,
+) -> Window:
+    """A window from its rows.
 
-
-def chi_squared(window: np.ndarray, baseline: np.ndarray) -> tuple[float, int, float]:
-    """Two-sample chi-squared statistic, its degrees of freedom and its variance under the null.
-
-    The variance is the multinomial's own, larger than 2 df where cells are thin; the gamma
-    distribution with it keeps the tail right (`thresholds.chi2_line`).
+    Args:
+        values: by `ColumnProfile.key`, each of as many rows as `ages`.
+        ages: float64 (rows,), seconds from each row's event time to the moment of the check.
+        seconds: float64 (rows,), event time in seconds since 1970.
     """
-    filled = (window + baseline) > 0
-    w, b = window[filled], baseline[filled]
-    n, m, cells = w.sum(), b.sum(), int(filled.sum())
-    pooled = (w + b) / (n + m)
-    value = float(((w / n - b / m) ** 2 / pooled).sum() / (1 / n + 1 / m))
-    excess = max(float((1 / pooled).sum()) - cells**2 - 2 * cells + 2, 0.0) / n * m / (n + m)
-    return value, cells - 1, 2 * (cells - 1) + excess
-
-
-def fold_cells(profile: ColumnProfile, counts: np.ndarray, n: int) -> np.ndarray:
-    """Counts (…, cells) merged for the chi-squared test, the same way for both samples.
-
-    Numbers: at most 10 neighbouring cells (5 for n < 200), what lies beyond the baseline counted
-    with its neighbour. Categories: unchanged (`pool_thin` merges them).
-    """
-    if not profile.numeric:
-        return counts
-    inner = counts[..., 1:-1].copy()
-    inner[..., 0] += counts[..., 0]
-    inner[..., -1] += counts[..., -1]
-    starts = np.unique(
-        np.linspace(0, inner.shape[-1], (10 if n >= 200 else 5) + 1)[:-1].astype(int)
-    )
-    merged: np.ndarray = np.add.reduceat(inner, starts, axis=-1)
-    return merged
-
-
-def pool_thin(window: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with cells that expect less than one row of the window pooled into one."""
-    expected = (window + baseline) * (window.sum() / (window.sum() + baseline.sum()))
-    thin = expected < 1
-    if thin.sum() < 2:
-        return window, baseline
-    return (
-        np.append(window[~thin], window[thin].sum()),
-        np.append(baseline[~thin], baseline[thin].sum()),
+    layout = reference.layout
+    length, parts = _parts(layout, budget)
+    # Oldest first; a row of exactly the window's age belongs to the oldest part.
+    part = parts - 1 - np.minimum(np.maximum(ages, 0.0) // length.total_seconds(), parts - 1)
+    place = part.astype(np.intp)
+    known = {p.key: values.get(p.key) or _absent(len(ages)) for p in layout.profiles}
+    kinds = reference.stratum(seconds)
+    mix = np.bincount(place * reference.kinds + kinds, minlength=parts * reference.kinds)
+    numeric = {profile.key for profile in layout.numeric}
+    return Window(
+        counts=tally.tally_blocks(layout, known, place, parts),
+        mix=mix.reshape(parts, reference.kinds).astype(np.float64),
+        columns={key: column_of(found, key in numeric) for key, found in values.items()},
     )
 
 
-def tests_of(profile: ColumnProfile) -> int:
-    """How many deciding tests a column costs of the false-alarm budget."""
-    return 0 if profile.why else 4 if profile.numeric else 1  # ks, chi2, either tail
+def column_of(values: Values, numeric: bool) -> Column:
+    """A column of rows that are all at hand."""
+    sample = None
+    if numeric:
+        step = max(1, len(values.values) // MOST_SORTED)
+        sample = np.sort(values.values[::step])
+    return Column(values.rows, values.missing, values.invalid, sample)
+
+
+class _Verdicts(Struct, frozen=True):
+    """Each column's strongest calibrated test, by key, and the error rate of the whole window."""
+
+    strongest: dict[str, Statistic]
+    alpha: float
 
 
 def measure(
+    reference: Reference,
     profiles: Sequence[ColumnProfile],
-    calibrations: Mapping[str, ColumnCalibration],
-    reference: Mapping[str, np.ndarray],
-    window: Mapping[str, Values],
-    *,
-    alpha: float,
-    min_rows: int,
+    sample: Mapping[str, np.ndarray],
+    window: Window,
+    budget: Budget,
 ) -> tuple[ColumnDrift, ...]:
     """Every column of the window against the baseline; one broken column spoils only itself.
 
     Args:
-        calibrations, reference, window: by `ColumnProfile.key`. `reference` holds the ascending
-            values of numeric columns and may be kept between checks.
-        alpha: error rate of each deciding test (`thresholds.alpha`).
-        min_rows: columns with fewer values are not measured.
+        sample: ascending values of the reference sample's numeric columns by `ColumnProfile.key`;
+            they may be kept between checks.
     """
+    verdicts = _Verdicts({}, 0.05)
+    if reference.layout.profiles and window.counts.rows.sum():
+        verdicts = _judge(reference, window, budget)
+    counts = _per_column(reference.layout, window.counts.total())
     return tuple(
-        measure_column(
+        _measure_column(
             profile,
-            calibrations.get(profile.key, ColumnCalibration()),
-            reference.get(profile.key),
-            window.get(profile.key),
-            alpha=alpha,
-            min_rows=min_rows,
+            reference,
+            verdicts,
+            sample.get(profile.key),
+            window.columns.get(profile.key),
+            counts.get(profile.key),
+            budget,
         )
         for profile in profiles
     )
 
 
-def measure_column(
+def _per_column(layout: tally.Layout, total: tally.Tally) -> dict[str, np.ndarray]:
+    found = {
+        profile.key: total.numeric[0, index, : len(profile.counts)]
+        for index, profile in enumerate(layout.numeric)
+    }
+    for profile, table in zip(layout.categorical, total.levels, strict=True):
+        found[profile.key] = table[0]
+    return found
+
+
+def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
+    layout, rows = reference.layout, float(window.counts.rows.sum())
+    length, parts = _parts(layout, budget)
+    scales = alarms.scales_for(parts, rows / parts)
+    found = alarms.windows(window.counts, window.mix, scales)
+    checks = max(QUARTER / budget.every, 1.0)
+    rate = max(length / budget.every, 1.0)  # checks that a part amounts to
+    tests = alarms.tests_of(layout)
+    alphas = [
+        alarms.alpha(budget.false_alarms, checks, max(round(s * rate), 1), len(scales), tests)
+        for s in scales
+    ]
+    variation = [
+        reference.at(length * scale, float(n))
+        for scale, n in zip(scales, found.counts.rows, strict=True)
+    ]
+    base = alarms.standardised(reference.strata, found.mix)
+    looks = alarms.look(layout, found, base, variation, alphas)
+    return _Verdicts(_strongest(reference, looks, length), alphas[-1])
+
+
+def _parts(layout: tally.Layout, budget: Budget) -> tuple[timedelta, int]:
+    """Length and number of the window's parts: one a check, or more where that makes too many."""
+    length = min(budget.every, budget.window)
+    most = min(_MOST_PARTS, MOST_CELLS // max(len(layout.numeric) * layout.cells, 1))
+    while budget.window / length > max(most, 1):
+        length *= 2
+    return length, max(round(budget.window / length), 1)
+
+
+def _absent(rows: int) -> Values:
+    return Values(np.empty(0), np.zeros(rows, dtype=bool), rows, 0)
+
+
+def _strongest(
+    reference: Reference, looks: alarms.Looks, length: timedelta
+) -> dict[str, Statistic]:
+    found = {}
+    numbers = len(reference.layout.numeric)
+    for index, profile in enumerate(reference.layout.ordered):
+        if index < numbers:
+            tests, names = looks.numbers[:, index], _NUMBER_NAMES
+        else:
+            tests, names = looks.names[:, index - numbers], _LEVEL_NAMES
+        if profile.role == "output":  # rows that nobody was asked about have no output
+            tests = tests[:, :-1]
+        margin = np.log(np.maximum(tests, 1e-300)) - np.log(looks.alphas)[:, None]
+        scale, test = np.unravel_index(int(margin.argmin()), margin.shape)
+        p, alpha = float(tests[scale, test]), float(looks.alphas[scale])
+        found[profile.key] = Statistic(
+            name=names[int(test)],
+            value=_z(p),
+            threshold=_z(alpha),
+            alarm=p < alpha,
+            over_s=(length * looks.scales[int(scale)]).total_seconds(),
+            rows=int(looks.rows[scale]),
+        )
+    return found
+
+
+def _z(p: float) -> float:
+    """The two-sided normal quantile of a p-value: 0 for 1, 5.0 for 6e-7, at most 37."""
+    return abs(float(special.ndtri(max(p, 1e-300) / 2)))
+
+
+def _measure_column(
     profile: ColumnProfile,
-    calibration: ColumnCalibration,
-    reference: np.ndarray | None,
-    window: Values | None,
-    *,
-    alpha: float,
-    min_rows: int,
+    reference: Reference,
+    verdicts: _Verdicts,
+    sample: np.ndarray | None,
+    column: Column | None,
+    counts: np.ndarray | None,
+    budget: Budget,
 ) -> ColumnDrift:
-    """One column; `why` says why it could not be measured, and then it has not drifted."""
-    n = 0 if window is None else len(window.values)
-    why = _unmeasurable(profile, window, min_rows)
+    """One column; `why` says why it could not be measured."""
+    n = 0 if counts is None or column is None else int(counts.sum())
+    why = _unmeasurable(profile, column, n, budget.min_rows)
+    decided = None if why else verdicts.strongest.get(profile.key)
     statistics: tuple[Statistic, ...] = ()
-    if window is not None and not why:
-        counted = _counted(profile, calibration, window.values, alpha)
-        ranked = _ranked(profile, calibration, reference, window.values, alpha)
-        statistics = (*counted[:2], *ranked, *counted[2:])
+    if column is not None and counts is not None and not why:
+        spread = reference.spread(profile.key, budget.window, n)
+        counted = _counted(profile, spread, counts, verdicts.alpha)
+        w1 = reference.calibration.w1.get(profile.key)
+        ranked = _ranked(profile, spread.loc, w1, sample, column.sample, verdicts.alpha)
+        statistics = (*counted[:4], *ranked, *counted[4:])
     return ColumnDrift(
         column=profile.column,
         role=profile.role,
         kind=profile.kind,
         n=n,
-        missing_share=0.0 if window is None else window.missing / max(window.rows, 1),
-        statistics=statistics,
-        drifted=any(s.alarm for s in statistics if s.name in DECIDING),
+        missing_share=0.0 if column is None else column.missing / max(column.rows, 1),
+        statistics=(*statistics, decided) if decided else statistics,
+        drifted=decided is not None and decided.alarm,
         why=why,
     )
 
 
-def _unmeasurable(profile: ColumnProfile, window: Values | None, min_rows: int) -> str:
+def _unmeasurable(profile: ColumnProfile, column: Column | None, n: int, min_rows: int) -> str:
     if profile.why:
         return profile.why
-    if window is None:
+    if column is None:
         return "the window does not have this column"
-    n = len(window.values)
     if n >= max(min_rows, 1):
         return ""
-    if window.invalid:
-        return f"{window.invalid:,} of {window.rows:,} values are no {profile.kind} values"
-    if n == 0 and window.rows:
-        return f"all {window.rows:,} values are missing"
+    if column.invalid:
+        return f"{column.invalid:,} of {column.rows:,} values are no {profile.kind} values"
+    if n == 0 and column.rows:
+        return f"all {column.rows:,} values are missing"
     return f"{n:,} values, fewer than the {min_rows:,} a comparison needs"
 
 
 def _counted(
-    profile: ColumnProfile, calibration: ColumnCalibration, values: np.ndarray, alpha: float
+    profile: ColumnProfile, spread: Spread, window: np.ndarray, alpha: float
 ) -> list[Statistic]:
-    """PSI, Jensen–Shannon, the tails and chi-squared from counts per cell."""
-    baseline, window = np.asarray(profile.counts), count(profile, values)
+    """Effect sizes from counts per cell."""
+    baseline = np.asarray(profile.counts)
     n, m = int(window.sum()), int(baseline.sum())
     filled = int(((window + baseline) > 0).sum())
-    spread = calibration.at(n)
-    line = thresholds.psi_line(n, m, filled, alpha, spread.chi2)
+    phi = spread.loc if profile.numeric else spread.levels
+    line = thresholds.psi_line(n, m, filled, alpha, phi)
     found = [
-        _judged("psi", psi(window, baseline), line),
-        _judged("js", jensen_shannon(window, baseline), thresholds.js_line(line)),
+        _judged("psi", effects.psi(window, baseline), line),
+        _judged("js", effects.jensen_shannon(window, baseline), thresholds.js_line(line)),
+        # Near equality Hellinger's square and the JS divergence are both PSI / 8.
+        _judged("hellinger", effects.hellinger(window, baseline), thresholds.js_line(line)),
+        _judged("tv", effects.total_variation(window, baseline), None, "shown without a line"),
     ]
+    w, r = window.astype(np.float64), baseline.astype(np.float64)
     if profile.numeric:
-        beyond = max(window[0], window[-1]) / n
-        widest = max(spread.ks, spread.chi2)
-        found.append(_judged("tail", float(beyond), thresholds.tail_line(n, m, alpha, widest)))
-    w, b = fold_cells(profile, window, n), fold_cells(profile, baseline, n)
-    if not profile.numeric:
-        w, b = pool_thin(w, b)
-    value, df, variance = chi_squared(w, b)
+        cells = pvalues.coarse_cells(r, n)
+        w, r = pvalues.folded(w, cells), pvalues.folded(r, cells)
+    value, df, variance = pvalues.level_statistic(w, r)
     if df < 1:
         found.append(_unknown("chi2", "all values lie in one cell"))
     else:
-        limit = thresholds.chi2_line(df, variance, alpha, spread.chi2, spread.chi2_df)
-        found.append(_judged("chi2", value, limit))
+        limit = thresholds.chi2_line(int(df), float(variance), alpha, phi)
+        found.append(_judged("chi2", float(value), limit))
     return found
 
 
 def _ranked(
     profile: ColumnProfile,
-    calibration: ColumnCalibration,
-    reference: np.ndarray | None,
-    values: np.ndarray,
+    phi: float,
+    w1: tuple[float, float] | None,
+    sample: np.ndarray | None,
+    window: np.ndarray | None,
     alpha: float,
 ) -> list[Statistic]:
     """Wasserstein and Kolmogorov–Smirnov from the rows themselves; numeric columns only."""
-    if not profile.numeric:
+    if not profile.numeric or window is None:
         return []
-    if reference is None or not len(reference):
+    if sample is None or not len(sample):
         why = "the reference sample has no value in this column"
         return [_unknown("wasserstein", why), _unknown("ks", why)]
-    window = np.sort(values)
-    n, m = len(window), len(reference)
-    spread = calibration.at(n)
-    distance = wasserstein(reference, window) / profile.sd if profile.sd else np.nan
-    limit = thresholds.wasserstein_line(
-        n, m, alpha, calibration.w1_mean, calibration.w1_sd, spread.ks
-    )
+    n, m = len(window), len(sample)
+    distance = effects.wasserstein(sample, window) / profile.sd if profile.sd else np.nan
+    mean, sd = w1 or (None, None)
+    limit = thresholds.wasserstein_line(n, m, alpha, mean, sd, phi)
     why = "the baseline is constant" if profile.sd == 0 else "the values are too large for it"
     return [
         _judged("wasserstein", distance, limit)
         if np.isfinite(distance)
         else _unknown("wasserstein", why),
-        _judged(
-            "ks", ks(reference, window), thresholds.ks_line(n, m, alpha, spread.ks, spread.ks_df)
-        ),
+        _judged("ks", effects.ks(sample, window), thresholds.ks_line(n, m, alpha, phi)),
     ]
 
 
-def _judged(name: str, value: float, threshold: float | None) -> Statistic:
+def _judged(
+    name: str, value: float, threshold: float | None, why: str = "too few rows for a line"
+) -> Statistic:
     value = float(value)  # NumPy's scalars are not JSON's
     if threshold is None:
-        why = "too few rows for a line"
         return Statistic(name=name, value=value, threshold=None, why=why)
     limit = float(threshold)
     return Statistic(name=name, value=value, threshold=limit, alarm=value > limit)

@@ -21,8 +21,8 @@ from scipy import special
 from core.errors import shown
 from core.settings import QualitySettings
 from core.times import iso, spell
+from monitor.measure.calibration import Spread
 from monitor.measure.profile import ColumnProfile, Values, cells_of
-from monitor.measure.thresholds import ColumnCalibration, Spread
 from monitor.results import QualityIssue
 
 _ERROR = 1e-4  # one-sided error rate of the lower bound
@@ -33,7 +33,7 @@ _WIDER = 10.0  # how many times the baseline's range still counts as the same un
 
 def inspect(
     profiles: Sequence[ColumnProfile],
-    calibrations: Mapping[str, ColumnCalibration],
+    spreads: Mapping[str, Spread],
     window: Mapping[str, Values],
     settings: QualitySettings,
     *,
@@ -43,6 +43,7 @@ def inspect(
     """The issues of all columns, in the columns' order; none when the window has no rows.
 
     Args:
+        spreads: natural variation of each column's window, by `ColumnProfile.key`.
         window: by `ColumnProfile.key`; a column that is not there is absent from the feed.
         min_rows: with fewer rows nothing breaks the feed: issues are notes.
     """
@@ -55,8 +56,7 @@ def inspect(
             text = f"{profile.column} is absent from all {rows:,} rows"
             issues.append(_issue(profile, "absent", None, "the column to be there", text, True))
             continue
-        calibration = calibrations.get(profile.key, ColumnCalibration())
-        view = _View(profile, values, calibration.at(values.rows), settings)
+        view = _View(profile, values, spreads.get(profile.key, Spread(1.0, 1.0, 1.0)), settings)
         issues += [issue for rule in _RULES if (issue := rule(view)) is not None]
     if rows >= min_rows:
         return tuple(issues)
@@ -134,10 +134,11 @@ def _stuck(view: _View) -> QualityIssue | None:
     profile, values = view.profile, view.values.values
     if profile.distinct < 2 or not len(values) or (values != values[0]).any():
         return None
-    chance = profile.top_share ** (len(values) / view.spread.chi2)
+    chance = profile.top_share ** (len(values) / view.spread.levels)
     if chance >= _STUCK:
         return None
-    text = f"{profile.column} is {shown(values[0])} in all {len(values):,} rows that have a value"
+    only = shown(view.values.spelled()[0])
+    text = f"{profile.column} is {only} in all {len(values):,} rows that have a value"
     expected = f"more than one value (the baseline has {profile.distinct:,})"
     return _issue(profile, "constant", 1.0, expected, text, True)
 
@@ -146,12 +147,15 @@ def _unseen(view: _View) -> QualityIssue | None:
     profile, values = view.profile, view.values.values
     if profile.numeric or not profile.complete or profile.why or not len(values):
         return None
-    new = cells_of(profile, values) == len(profile.levels)
+    new = cells_of(profile, view.values) == len(profile.levels)
     found, n, limit = int(new.sum()), len(values), view.settings.unseen_share
-    broken = _breaks(found, n, 0.0, limit, view.spread.chi2)
+    broken = _breaks(found, n, 0.0, limit, view.spread.levels)
     if not broken and found / n < _NOTABLE:
         return None
-    names = ", ".join(shown(level) for level in sorted(set(values[new].tolist()))[:3])
+    names = ", ".join(
+        shown(level)
+        for level in sorted({view.values.names[code] for code in set(values[new].tolist())})[:3]
+    )
     text = f"{profile.column} holds categories the baseline never saw in {_share(found, n)}"
     expected = f"one of the baseline's {len(profile.levels):,} categories"
     return _issue(profile, "unseen", found / n, expected, f"{text}, such as {names}", broken)
@@ -167,7 +171,7 @@ def _out_of_range(view: _View) -> QualityIssue | None:
         return None
     found = int(((values < low - reach) | (values > high + reach)).sum())
     n, limit = len(values), view.settings.out_of_range_share
-    broken = _breaks(found, n, 0.0, limit, view.spread.ks)
+    broken = _breaks(found, n, 0.0, limit, view.spread.loc)
     if not broken and found / n < _NOTABLE:
         return None
     middle = np.quantile(values, 0.5, method="inverted_cdf")  # the mean of two may overflow

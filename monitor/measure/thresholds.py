@@ -1,107 +1,31 @@
-"""Every drift threshold from one number: the false alarms a quarter that somebody tolerates.
+"""The lines beside the numbers that people read: what chance exceeds once in 1 / alpha looks.
 
-The budget is divided by Bonferroni over the checks of a quarter and the deciding tests of all
-columns (`alpha`); each statistic's line is then the closed-form quantile of its null distribution
-at that rate, with the baseline's own sampling noise in it (m baseline rows, n window rows):
+psi           (1/n + 1/m) χ²_{K-1}(1-α) φ
+js            sqrt(psi line / 8), as JS divergence ≈ PSI / 8
+wasserstein   gamma with the null's mean and sd, times sqrt(φ)
+ks            see `ks_line`
+chi2          see `chi2_line`
 
-psi           (1/n + 1/m) χ²_{K-1}(1-α) φ                       shown, never decides
-js            sqrt(psi line / 8), as JS divergence ≈ PSI / 8      shown, never decides
-wasserstein   gamma with the null's mean and sd, times sqrt(φ)   shown, never decides
-ks            see `ks_line`                                      decides for numbers
-tail          see `tail_line`                                    decides for numbers
-chi2          see `chi2_line`                                    decides for all kinds
-
-φ >= 1 says how much more the baseline's own time blocks differ from each other than chance allows
-(`monitor.measure.dispersion`); it is carried to a window that holds more or fewer rows than usual
-by the design effect, φ(n) = 1 + (n - 1) ρ. Checks whose windows overlap see the same rows again,
-so that the promise is kept with room to spare.
+None of them decides (`monitor.measure.alarms` does): they say how large a number of its kind is, at
+the error rate of one test on the whole window. n rows of the window, m of the baseline; φ >= 1 is
+the natural variation beyond independent rows (`monitor.measure.variation`).
 """
 
 from __future__ import annotations
 
 import math
-from datetime import timedelta
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
-from msgspec import Struct
 from scipy import special
 
-QUARTER = timedelta(days=90)
-BLOCKS = 8  # windows a baseline must hold for its thresholds to be more than provisional
 KS_MEAN = math.pi**2 / 12  # mean of the squared Kolmogorov distribution
 _MANY = 1e6  # degrees of freedom that stand for certainty
-_LEAST = 1e-12  # a smaller error rate than this is beyond what the closed forms can tell
-_MOST = 0.05
 _PER_CELL = 10  # rows of the window a cell needs before PSI has a line
-
-
-class Spread(NamedTuple):
-    """Over-dispersion of one column for windows of one size, and how surely it is known."""
-
-    ks: float
-    ks_df: float
-    chi2: float
-    chi2_df: float
-    missing: float
-
-
-class ColumnCalibration(Struct, frozen=True, kw_only=True):
-    """What the baseline's own time blocks say of one column; the defaults mean: nothing known."""
-
-    window_rows: int = 0  # rows of the window that φ holds for; 0 when there were no blocks
-    ks: float = 1.0  # φ of the Kolmogorov–Smirnov statistic, squared scale
-    ks_df: float = _MANY
-    chi2: float = 1.0  # φ of the chi-squared statistic, mean over its components
-    chi2_df: float = _MANY
-    missing: float = 1.0  # φ of the missing share
-    w1_mean: float | None = None  # mean and sd of sqrt(nm/(n+m)) W1/sd under the null
-    w1_sd: float | None = None
-
-    def at(self, n: int) -> Spread:
-        """φ for a window of n rows, by the design effect."""
-        scale = (max(n, 2) - 1) / (self.window_rows - 1) if self.window_rows > 1 else 1.0
-
-        def carried(phi: float) -> float:
-            return 1 + max(phi - 1, 0.0) * scale
-
-        return Spread(
-            ks=carried(self.ks),
-            ks_df=self.ks_df,
-            chi2=carried(self.chi2),
-            chi2_df=self.chi2_df,
-            missing=carried(self.missing),
-        )
-
-
-class Calibration(Struct, frozen=True, kw_only=True):
-    """The calibration of all columns, by `ColumnProfile.key`."""
-
-    rows: int
-    blocks: int  # 0: the baseline has no times, or too few rows
-    columns: dict[str, ColumnCalibration]
-
-
-def alpha(false_alarms: float, check_every: timedelta, tests: int) -> float:
-    """Error rate of one deciding test so that a quarter of checks keeps the promise (union bound).
-
-    At most 0.05 and at least 1e-12.
-    """
-    checks = max(QUARTER / check_every, 1.0)
-    return min(max(false_alarms / checks / max(tests, 1), _LEAST), _MOST)
-
-
-def provisional(calibration: Calibration, window_rows: int) -> str:
-    """Why the thresholds are provisional, for people; empty when they are not."""
-    if not calibration.blocks:
-        return "the baseline has no time blocks, so its natural variation is not known"
-    windows = calibration.rows / max(window_rows, 1)
-    if windows >= BLOCKS:
-        return ""
-    return (
-        f"the baseline holds {windows:.3g} windows of {window_rows:,} rows, fewer than the "
-        f"{BLOCKS} that thresholds need; its natural variation is extrapolated from shorter blocks"
-    )
+_BRIDGES, _SEED = 400, 1
+# Denser towards both ends, where a heavy tail's width lies.
+_HALF = np.concatenate([[0.0], np.geomspace(1e-4, 0.5, 40)])
+_GRID = np.concatenate([_HALF, 1 - _HALF[-2::-1]])
 
 
 def psi_line(n: int, m: int, cells: int, alpha: float, phi: float = 1.0) -> float | None:
@@ -149,23 +73,6 @@ def chi2_line(
         return alike
     one = (1 + df * (phi - 1)) * _student_isf(alpha / 2, phi_df) ** 2 + df - 1
     return max(alike, one)
-
-
-def tail_line(n: int, m: int, alpha: float, phi: float = 1.0) -> float:
-    """Share of window values beyond the baseline's highest (or lowest) that chance may exceed.
-
-    Exact for exchangeable rows: k values beyond all m have probability
-    n! (n+m-k)! / ((n-k)! (n+m)!). Over-dispersion divides n, m and k alike. 1.0 where no share
-    would be surprising.
-    """
-    rows, others = n / phi, m / phi
-    log, k, limit = 0.0, 0, math.log(alpha)
-    while log >= limit:
-        if k + 1 > rows:
-            return 1.0
-        log += math.log((rows - k) / (rows + others - k))
-        k += 1
-    return min((math.ceil(k * phi) - 1) / n, 1.0)
 
 
 def wasserstein_line(
@@ -225,3 +132,31 @@ def _inverse_trigamma(value: float) -> float:
         if abs(step) < 1e-8 * y:
             break
     return min(2 * max(y, 1e-3), 1e4)
+
+
+def wasserstein_null(values: np.ndarray, sd: float | None) -> tuple[float, float] | None:
+    """Mean and sd of sqrt(nm/(n+m)) W1 / sd when nothing drifts; None for a constant column.
+
+    Its limit is the integral of |B(F(x))| over x, B a Brownian bridge (del Barrio et al. 1999),
+    here over 400 seeded bridges on the column's quantiles.
+    """
+    if not sd or not len(values):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        ordered = np.sort(values)
+        widths = np.diff(ordered[np.rint(_GRID * (len(ordered) - 1)).astype(np.intp)]) / sd
+        sizes = _bridges() @ widths
+    if not np.isfinite(sizes).all() or not sizes.std() > 0:
+        return None
+    return float(sizes.mean()), float(sizes.std())
+
+
+@cache
+def _bridges() -> np.ndarray:
+    """Absolute values of seeded Brownian bridges between the points of the grid."""
+    at = (_GRID[1:] + _GRID[:-1]) / 2
+    rng = np.random.default_rng(_SEED)
+    steps = np.diff(np.concatenate([[0.0], at, [1.0]]))
+    paths = np.cumsum(rng.normal(size=(_BRIDGES, len(steps))) * np.sqrt(steps), axis=1)
+    bridges: np.ndarray = np.abs(paths[:, :-1] - at * paths[:, -1:])
+    return bridges

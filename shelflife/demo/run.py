@@ -26,11 +26,12 @@ from shelflife.demo import story, summary
 from shelflife.demo.receiver import OnCall
 from shelflife.demo.replay import Caller, wait_ready
 from shelflife.demo.screen import Screen
+from shelflife.deploying import deploy_all
 from shelflife.register import register
-from shelflife.scheduler import deploy_all
+from shelflife.runs import advance
 from shelflife.service import Service, wall_clock
 from shelflife.supervisor import Supervisor, parts
-from shelflife.tick import advance, tick
+from shelflife.tick import tick
 
 _READY = 60.0  # seconds for the serving process to answer
 _REPORTS = timedelta(days=160)  # of event time between two batches of Evidently reports

@@ -41,7 +41,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, long: bool)
     log.seal(before=T0 + timedelta(seconds=1))
     log.append(rows(60, 5), received=T0 + timedelta(days=1))
     whole = log.read("m")
-    [path] = log.folder.rglob("*.parquet")
+    [path] = (tmp_path / "segments").rglob("*.parquet")
     data = path.read_bytes()
     rng = random.Random(0)
     refused = 0

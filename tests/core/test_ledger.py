@@ -14,6 +14,7 @@ from core import schema
 from core.errors import LeaseLost, ShelflifeError
 from core.ledger import Ledger, release_lease, renew_lease, take_lease
 from core.times import from_micros, micros
+from core.upgrade import add_missing
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -96,3 +97,39 @@ def test_a_newer_schema_is_refused(any_ledger: Ledger) -> None:
         tx.execute(schema.meta.update().values(value=str(schema.VERSION + 1)))
     with pytest.raises(ShelflifeError, match="upgrade shelflife"):
         any_ledger.create()
+
+
+def test_an_older_ledger_gains_what_it_lacks_and_keeps_its_rows(any_ledger: Ledger) -> None:
+    with any_ledger.write() as tx:
+        tx.execute(schema.counters.insert().values(model="m", name="shed", value=7))
+        tx.exec_driver_sql("DROP INDEX runs_by_model")
+        tx.exec_driver_sql("ALTER TABLE incidents DROP COLUMN report_state")
+        tx.exec_driver_sql("DROP TABLE commands")
+        tx.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        tx.exec_driver_sql(
+            "INSERT INTO incidents (model, cause, severity, state, opened, updated)"
+            " VALUES ('m', 'decay', 'page', 'open', 0, 0)"
+        )
+    any_ledger.create()
+    with any_ledger.read() as tx:
+        assert tx.scalar(sa.select(schema.meta.c.value)) == str(schema.VERSION)
+        assert tx.scalar(sa.select(schema.counters.c.value)) == 7
+        assert tx.scalar(sa.select(schema.incidents.c.report_state)) == "wanted"
+        assert tx.execute(sa.select(schema.commands)).all() == []
+        assert "runs_by_model" in {i["name"] for i in sa.inspect(tx).get_indexes("runs")}
+
+
+def test_a_column_that_existing_rows_cannot_have_is_refused(any_ledger: Ledger) -> None:
+    wanted = sa.MetaData()
+    sa.Table("counters", wanted, sa.Column("note", sa.Text, nullable=False))
+    with pytest.raises(ShelflifeError, match=r"counters\.note"), any_ledger.write() as tx:
+        add_missing(tx, wanted)
+
+
+def test_what_was_deleted_can_be_taken_out_of_the_files(any_ledger: Ledger) -> None:
+    with any_ledger.write() as tx:
+        tx.execute(schema.meta.insert().values(key="k", value="v"))
+    assert any_ledger.scrub(whole=True)
+    assert any_ledger.scrub() == any_ledger.sqlite  # PostgreSQL needs its VACUUM
+    with any_ledger.read() as tx:
+        assert tx.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "k")) == "v"

@@ -17,6 +17,7 @@ from core.settings import (
     QualitySettings,
     ReceiverSettings,
     RetrainSettings,
+    SearchSettings,
     Secret,
     ServingSettings,
     Settings,
@@ -74,7 +75,14 @@ def test_the_template_shows_every_key_and_is_valid_with_all_of_them() -> None:
     assert found.receivers[0].name == "on-call"
     assert found.models["churn"].retrain.mode == "approve"
     sections = (Settings, MlflowSettings, ServingSettings, DashboardSettings, ReceiverSettings)
-    for section in (*sections, ModelSettings, QualitySettings, RetrainSettings, GateSettings):
+    for section in (
+        *sections,
+        ModelSettings,
+        QualitySettings,
+        RetrainSettings,
+        GateSettings,
+        SearchSettings,
+    ):
         for field in msgspec.structs.fields(section):
             assert f"{field.name}:" in TEMPLATE, field.name
 

@@ -75,10 +75,12 @@ def check(
                 Statistic(name="psi", value=0.13 * ratio, threshold=0.1, alarm=ratio >= 1 / 1.3),
                 Statistic(name="wasserstein", value=None, threshold=None, why="not for this kind"),
                 Statistic(
-                    name="chi2" if name in ("country", "weekday") else "ks",
-                    value=0.05 * ratio,
-                    threshold=0.05,
+                    name="levels" if name in ("country", "weekday") else "location",
+                    value=5.0 * ratio,
+                    threshold=5.0,
                     alarm=ratio >= 1,
+                    over_s=14_400.0,
+                    rows=400,
                 ),
             ),
             drifted=ratio >= 1,
@@ -215,7 +217,8 @@ def _repurchase(ledger: Ledger, dice: random.Random) -> None:
         reason = {
             "decaying": "the Brier score is 0.213 [0.205, 0.221], tolerated 0.190, n 1,312: "
             "worse than expected, proven at 95 %",
-            "drifting": "1 of 11 columns drifted: days_since_first (KS 0.0700, line 0.0500)",
+            "drifting": "1 of 11 columns drifted: days_since_first (location z 7.00, line 5.00, "
+            "over the last 4 h)",
             "healthy": "the Brier score is within its tolerance and nothing crossed a line",
         }[state]
         labelled = old >= 3 or version == "1"
@@ -462,7 +465,7 @@ def _eta(ledger: Ledger, dice: random.Random) -> None:
         drift = _quiet(dice)
         drift["hour"] = 0.5 + index / 110 + dice.gauss(0, 0.1)
         drifting = drift["hour"] >= 1
-        moved = "1 of 11 columns drifted: hour (KS 0.0610, line 0.0500)"
+        moved = "1 of 11 columns drifted: hour (location z 6.10, line 5.00, over the last 4 h)"
         results.append(
             check(
                 "eta", "8", at,

@@ -40,7 +40,9 @@ def test_only_columns_that_crossed_are_on_the_map(seed: Any, ledger: Ledger) -> 
     assert drift.frame["end"].max() >= view_end(drift)
     row = drift.frame.iloc[0]
     assert row["ratio"] == pytest.approx(row["value"] / row["threshold"])
-    assert row["statistic"] == "ks"  # PSI is higher, but decides nothing
+    assert row["statistic"] == "location"  # PSI is higher, but decides nothing
+    assert row["said"].startswith("location z ")
+    assert row["said"].endswith(", line 5.00, over the last 4 h")
 
 
 def view_end(drift: Any) -> Any:

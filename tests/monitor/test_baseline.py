@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from core.errors import InputError
 from core.spec import ModelSpec, infer_spec
-from monitor.baseline import build, dump, load, reference_sample, sorted_reference
+from monitor.baseline import build, dump, load, reference_of, reference_sample, sorted_reference
 from monitor.measure.performance import row_loss
 
 RNG = np.random.default_rng(31)
@@ -34,7 +34,8 @@ SPEC = infer_spec("shop", INPUTS, target="bought", task="binary", classes=(0, 1)
 def built(**changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "inputs": INPUTS, "outputs": OUTPUTS, "y": Y, "times": TIMES, "created": START,
-        "how": "out-of-fold", "trained_until": TIMES[-1], "window_rows": 100,
+        "how": "out-of-fold", "trained_until": TIMES[-1],
+        "every": timedelta(hours=1), "window": timedelta(days=2),
     } | changes  # fmt: skip
     return build(SPEC, **arguments)
 
@@ -52,9 +53,9 @@ def test_a_baseline_holds_columns_and_expected_performance() -> None:
     assert expected.auc == pytest.approx(roc_auc_score(Y, P))
     assert expected.of("log_loss") == pytest.approx(row_loss(SPEC, OUTPUTS, Y, "log_loss").mean())
     assert expected.of("mae") is None
-    # 20 blocks of 100 iid losses: their means wander by sd / 10.
-    assert expected.block_sd == pytest.approx(loss.std() / 10, rel=0.4)
-    assert baseline.calibration.blocks == 20
+    # 41 blocks of 49 iid losses: their means wander by sd / 7.
+    assert expected.block_sd == pytest.approx(loss.std() / 7, rel=0.4)
+    assert baseline.calibration.blocks == 63  # of 32 hours: an hour holds one row
 
 
 def test_a_baseline_survives_json_and_is_small() -> None:
@@ -68,6 +69,15 @@ def test_a_baseline_survives_json_and_is_small() -> None:
     many = build(spec, wide, None, None, None, created=START, how="reference", trained_until=None)
     assert len(dump(many)) <= 100_000
     assert load(dump(many)) == many
+    rows = pd.concat([wide] * 12, ignore_index=True)  # 90 days of hours, 48 strata
+    times = [START + timedelta(minutes=5.4) * i for i in range(len(rows))]
+    timed = build(
+        spec, rows, None, None, times, created=START, how="reference", trained_until=None,
+        every=timedelta(hours=1), window=timedelta(days=7),
+    )  # fmt: skip
+    assert timed.calibration.scheme == "quarter_weekend"
+    assert len(dump(timed)) <= 100_000
+    assert load(dump(timed)) == timed
     with pytest.raises(InputError, match="baseline"):
         load(b"{}")
 
@@ -102,11 +112,11 @@ def test_times_in_any_order_and_zone_give_the_same_baseline() -> None:
     turned = np.arange(N)[::-1]
     baseline = build(
         SPEC, INPUTS.iloc[turned], OUTPUTS.iloc[turned], Y[turned], TIMES[::-1], created=START,
-        how="out-of-fold", trained_until=TIMES[-1], window_rows=100,
+        how="out-of-fold", trained_until=TIMES[-1],
+        every=timedelta(hours=1), window=timedelta(days=2),
     )  # fmt: skip
-    assert baseline.calibration.columns["input:age"].ks == pytest.approx(
-        built().calibration.columns["input:age"].ks
-    )
+    assert baseline.calibration.variation == built().calibration.variation
+    assert baseline.calibration.strata == built().calibration.strata
 
 
 def test_columns_that_hold_nothing_are_noted() -> None:
@@ -115,7 +125,7 @@ def test_columns_that_hold_nothing_are_noted() -> None:
         SPEC, inputs, OUTPUTS, Y, TIMES, created=START, how="holdout", trained_until=None
     )
     assert "age: the baseline has no value in this column" in baseline.note
-    assert "input:age" not in baseline.calibration.columns
+    assert "input:age" not in {p.key for p in reference_of(baseline).layout.profiles}
 
 
 @pytest.mark.parametrize(("changes", "field"), [

@@ -14,7 +14,7 @@ import pytest
 
 from core import schema
 from core.ledger import Ledger
-from core.settings import ModelSettings
+from core.settings import ModelSettings, PrivacySettings
 from core.spec import infer_spec
 from monitor.baseline import Baseline, build, reference_sample
 from monitor.check import Evidence, ModelFacts, gather, recent, record, run_check
@@ -46,7 +46,7 @@ def made() -> tuple[Baseline, pd.DataFrame]:
     outputs = pd.DataFrame({"probability": p})
     baseline = build(
         spec, inputs, outputs, y, times, created=START, how="holdout", trained_until=START,
-        window_rows=280,
+        every=DAY, window=7 * DAY,
     )  # fmt: skip
     return baseline, reference_sample(inputs, outputs, y, times)
 
@@ -154,7 +154,10 @@ def test_a_healthy_week(log: InferenceLog, made: tuple[Baseline, pd.DataFrame]) 
     assert result.performance.coverage == 1.0
     assert result.performance.worse is False
     assert [c.column for c in result.drift] == ["age", "country", "probability"]
-    assert result.provisional == ""
+    assert result.provisional == (
+        "the baseline spans 3 check windows, fewer than the 8 that thresholds need; its natural "
+        "variation is extrapolated from shorter blocks"
+    )
     assert result.staleness.label_lag == LAG.total_seconds()
     assert result.staleness.model == 14 * 86400
 
@@ -246,10 +249,11 @@ def test_the_settings_metric_is_watched_where_the_task_has_it(
 def test_a_short_baseline_is_said_to_be_provisional(
     log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
 ) -> None:
-    fill(log, days=range(14), per_day=47)
-    assert run(log, made, START + 14 * DAY).provisional == ""
-    fill(log, days=range(7, 14), per_day=47, version="1b", seed=8)
-    assert "holds 4.56 windows of 658 rows" in run(log, made, START + 14 * DAY).provisional
+    fill(log, days=range(14))
+    daily = msgspec.structs.replace(SETTINGS, window="2d")
+    assert run(log, made, START + 14 * DAY, settings=daily).provisional == ""
+    weekly = run(log, made, START + 14 * DAY)
+    assert weekly.provisional.startswith("the baseline spans 3 check windows, fewer than the 8")
 
 
 HOSTILE: list[dict[str, Any]] = [
@@ -320,3 +324,46 @@ def test_evidence_without_labels_or_outputs(
     assert result.performance.value is None
     assert result.performance.coverage is None
     assert "no label for v1 has arrived yet" in result.reason
+
+
+def test_labels_are_described_and_hostile_ones_left_out(
+    made: tuple[Baseline, pd.DataFrame], log: InferenceLog
+) -> None:
+    fill(log, days=range(10))
+    at = START + 10 * DAY
+    hostile = [("1-2-0", "maybe"), ("1-2-1", float("nan")), ("1-2-2", None), ("1-2-3", True)]
+    log.append_labels(
+        [Label(model="shop", id=key, value=value, time=at - DAY) for key, value in hostile],  # type: ignore[arg-type]
+        received=at,
+    )
+    early = Prediction(
+        model="shop", id="early", version="1", time=at - 3 * DAY, inputs={"age": 0.0},
+        outputs={"probability": 0.0},
+    )  # fmt: skip
+    log.append([early], received=at)
+    log.append_labels([Label(model="shop", id="early", value=1, time=at - 5 * DAY)], received=at)
+    found = run(log, made, at=at)
+    assert found.labels is not None
+    kinds = {problem.kind: problem.count for problem in found.labels.problems}
+    assert kinds == {"null": 1, "not_finite": 1, "unknown_class": 1, "before_prediction": 1}
+    assert found.performance.bad_labels == 4
+    assert "1 labels are older than their prediction" in found.performance.why
+    assert dict(found.labels.lag)[0.5] == LAG.total_seconds()
+    assert found.labels.arrived == found.performance.n + 4
+    # Rows of the last seven days: labels are five days late, so those of two days have them.
+    assert found.labels.coverage == pytest.approx(2 / 7, abs=0.02)
+    assert found.labels.matured_coverage == 1.0
+
+
+def test_what_may_not_be_logged_is_not_missing(
+    log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
+) -> None:
+    """A denied column is null in every row: no broken feed, and called what it is."""
+    fill(log, days=range(14), broken=True)
+    at = START + 14 * DAY
+    assert run(log, made, at).state == "broken_feed"
+    denied = msgspec.structs.replace(SETTINGS, privacy=PrivacySettings(deny=("age",)))
+    found = run(log, made, at, settings=denied)
+    assert found.state == "healthy"
+    assert found.not_logged == ("age",)
+    assert [column.column for column in found.drift] == ["country", "probability"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from monitor.measure import drift
-from monitor.measure.profile import ColumnProfile, count, profile_column, read_values
-from monitor.measure.thresholds import ColumnCalibration
+from monitor.measure import drift, effects
+from monitor.measure.calibration import Reference, calibrate
+from monitor.measure.profile import ColumnProfile, Values, profile_column, read_values
+from monitor.measure.pvalues import level_statistic
 from monitor.results import ColumnDrift
 
 RNG = np.random.default_rng(17)
@@ -30,10 +32,10 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_ks_and_wasserstein_are_scipys(name: str) -> None:
     reference, window = map(np.sort, SAMPLES[name])
-    assert drift.ks(reference, window) == pytest.approx(
+    assert effects.ks(reference, window) == pytest.approx(
         stats.ks_2samp(reference, window, method="asymp").statistic, abs=1e-9
     )
-    assert drift.wasserstein(reference, window) == pytest.approx(
+    assert effects.wasserstein(reference, window) == pytest.approx(
         stats.wasserstein_distance(reference, window), rel=1e-9, abs=1e-9
     )
 
@@ -41,27 +43,27 @@ def test_ks_and_wasserstein_are_scipys(name: str) -> None:
 def test_jensen_shannon_is_scipys_distance() -> None:
     for _ in range(20):
         window, baseline = RNG.poisson(3, 12), RNG.poisson(40, 12)
-        assert drift.jensen_shannon(window, baseline) == pytest.approx(
+        assert effects.jensen_shannon(window, baseline) == pytest.approx(
             jensenshannon(window, baseline), abs=1e-9
         )
-    assert drift.jensen_shannon(np.array([5, 0]), np.array([0, 9])) == pytest.approx(
+    assert effects.jensen_shannon(np.array([5, 0]), np.array([0, 9])) == pytest.approx(
         math.sqrt(math.log(2))
     )
 
 
 def test_psi_by_hand() -> None:
     # q = (.5, .3, .2), p = (.4, .4, .2): .1 ln 1.25 + (-.1) ln .75 + 0
-    value = drift.psi(np.array([50, 30, 20]), np.array([400, 400, 200]))
+    value = effects.psi(np.array([50, 30, 20]), np.array([400, 400, 200]))
     assert value == pytest.approx(0.1 * math.log(1.25) + 0.1 * math.log(4 / 3), abs=1e-12)
     # An empty cell counts as 1e-4: (.5 - 1e-4) ln(.5 / 1e-4) + (.5 - 1) ln .5
-    value = drift.psi(np.array([50, 50, 0]), np.array([0, 100, 0]))
+    value = effects.psi(np.array([50, 50, 0]), np.array([0, 100, 0]))
     assert value == pytest.approx(0.4999 * math.log(5000) + 0.5 * math.log(2), abs=1e-12)
 
 
 def test_chi_squared_is_scipys_contingency_test() -> None:
     window, baseline = RNG.poisson(12, 9), RNG.poisson(90, 9)
     theirs = stats.chi2_contingency(np.array([window, baseline]), correction=False)
-    value, df, variance = drift.chi_squared(window, baseline)
+    value, df, variance = level_statistic(window, baseline)
     assert value == pytest.approx(theirs.statistic, rel=1e-9)
     assert df == theirs.dof
     assert variance >= 2 * df
@@ -71,31 +73,50 @@ def test_chi_squared_variance_is_the_simulated_one_where_cells_are_thin() -> Non
     shares = RNG.dirichlet(np.full(40, 0.4))
     found = []
     for _ in range(3000):
-        value, df, variance = drift.chi_squared(
-            RNG.multinomial(60, shares), RNG.multinomial(500, shares)
-        )
+        window, baseline = RNG.multinomial(60, shares), RNG.multinomial(500, shares)
+        value, df, variance = level_statistic(window, baseline)
         found.append((value - df, variance))
     values, variances = np.array(found).T
     assert values.var() == pytest.approx(variances.mean(), rel=0.25)
 
 
+BUDGET = drift.Budget(
+    false_alarms=1.0, every=timedelta(hours=1), window=timedelta(hours=1), min_rows=50
+)
+
+
 def measured(
-    kind: str, baseline: Sequence[object] | np.ndarray, window: Sequence[object] | np.ndarray,
-    *, alpha: float = 1e-5,
-) -> ColumnDrift:  # fmt: skip
-    profile, reference = prepared(kind, baseline)
-    values = read_values(profile.kind, pd.Series(window))
-    return drift.measure_column(
-        profile, ColumnCalibration(), reference, values, alpha=alpha, min_rows=50
-    )
+    kind: str, baseline: Sequence[object] | np.ndarray, window: Sequence[object] | np.ndarray
+) -> ColumnDrift:
+    profile, values = prepared(kind, baseline)
+    return compared([profile], {profile.key: values}, {"input:x": window})[0]
 
 
 def prepared(
-    kind: str, baseline: Sequence[object] | np.ndarray
-) -> tuple[ColumnProfile, np.ndarray | None]:
+    kind: str, baseline: Sequence[object] | np.ndarray, name: str = "x"
+) -> tuple[ColumnProfile, Values]:
     values = read_values(kind, pd.Series(baseline))  # type: ignore[arg-type]
-    profile = profile_column("x", "input", kind, values)  # type: ignore[arg-type]
-    return profile, np.sort(values.values) if profile.numeric else None
+    return profile_column(name, "input", kind, values), values  # type: ignore[arg-type]
+
+
+def compared(
+    profiles: list[ColumnProfile],
+    baseline: dict[str, Values],
+    window: dict[str, Sequence[object] | np.ndarray],
+    *,
+    sample: bool = True,
+) -> tuple[ColumnDrift, ...]:
+    """A window of one part against a baseline without times."""
+    reference = Reference(
+        profiles, calibrate(profiles, baseline, seconds=None, part=None, window=None)
+    )
+    kinds = {profile.key: profile.kind for profile in profiles}
+    read = {key: read_values(kinds[key], pd.Series(values)) for key, values in window.items()}
+    rows = max((values.rows for values in read.values()), default=0)
+    ordered = {p.key: np.sort(baseline[p.key].values) for p in profiles if p.numeric}
+    moments = np.zeros(rows)
+    window_ = drift.window_of(reference, read, moments + 60, moments, BUDGET)
+    return drift.measure(reference, profiles, ordered if sample else {}, window_, BUDGET)
 
 
 def statistic(column: ColumnDrift, name: str) -> float:
@@ -131,11 +152,13 @@ def test_each_kind_has_its_statistics() -> None:
     names = [
         s.name for s in measured("integer", RNG.poisson(5, 500), RNG.poisson(5, 90)).statistics
     ]
-    assert names == ["psi", "js", "wasserstein", "ks", "tail", "chi2"]
+    shown = ["psi", "js", "hellinger", "tv", "wasserstein", "ks", "chi2"]
+    assert names[:-1] == shown
+    assert names[-1] in drift.DECIDING
     letters = RNG.choice(list("abc"), 500)
-    assert [s.name for s in measured("categorical", letters, letters[:90]).statistics] == [
-        "psi", "js", "chi2",
-    ]  # fmt: skip
+    names = [s.name for s in measured("categorical", letters, letters[:90]).statistics]
+    assert names[:-1] == ["psi", "js", "hellinger", "tv", "chi2"]
+    assert names[-1] in ("levels", "level", "missing")
 
 
 @pytest.mark.parametrize(("kind", "old", "new"), [
@@ -168,19 +191,14 @@ def test_a_broken_column_says_why(
 
 
 def test_one_broken_column_spoils_only_itself() -> None:
-    good, reference = prepared("numeric", RNG.normal(size=1000))
-    gone = prepared("numeric", RNG.normal(size=1000))[0]
-    results = drift.measure(
-        [good, profile_column("y", "input", "numeric", read_values("numeric", pd.Series([1.0])))],
-        {},
-        {good.key: reference} if reference is not None else {},
-        {good.key: read_values("numeric", pd.Series(RNG.normal(2, 1, 200)))},
-        alpha=1e-5,
-        min_rows=50,
+    good, values = prepared("numeric", RNG.normal(size=1000))
+    gone, others = prepared("numeric", [1.0] * 1000, "y")
+    results = compared(
+        [good, gone], {good.key: values, gone.key: others}, {good.key: RNG.normal(2, 1, 200)}
     )
     assert results[0].drifted
     assert results[1].why == "the window does not have this column"
-    assert gone.key == good.key
+    assert not results[1].drifted
 
 
 def test_a_constant_baseline_and_huge_values_have_no_wasserstein() -> None:
@@ -199,20 +217,41 @@ def test_no_line_for_psi_where_it_would_lie() -> None:
     assert found["ks"].threshold is not None
 
 
-def test_a_reference_without_the_column_still_has_counts() -> None:
-    profile, _ = prepared("numeric", RNG.normal(size=1000))
-    values = read_values("numeric", pd.Series(RNG.normal(3, 1, 400)))
-    column = drift.measure_column(
-        profile, ColumnCalibration(), None, values, alpha=1e-5, min_rows=50
-    )
+def test_a_reference_sample_without_the_column_still_has_counts() -> None:
+    profile, values = prepared("numeric", RNG.normal(size=1000))
+    window = {profile.key: RNG.normal(3, 1, 400)}
+    (column,) = compared([profile], {profile.key: values}, window, sample=False)
     assert column.drifted
-    assert {s.name for s in column.statistics if s.why} == {"wasserstein", "ks"}
+    assert {s.name for s in column.statistics if s.why} == {"tv", "wasserstein", "ks"}
 
 
-def test_folding_keeps_every_row() -> None:
-    profile, _ = prepared("numeric", RNG.normal(size=1000))
-    counts = count(profile, RNG.normal(0, 4, size=300))
-    for n, cells in ((300, 10), (100, 5)):
-        folded = drift.fold_cells(profile, counts, n)
-        assert len(folded) == cells
-        assert folded.sum() == 300
+def test_hellinger_and_total_variation_by_hand() -> None:
+    window, baseline = np.array([50, 50, 0]), np.array([10, 30, 60])
+    overlap = math.sqrt(0.5 * 0.1) + math.sqrt(0.5 * 0.3)
+    assert effects.hellinger(window, baseline) == pytest.approx(math.sqrt(1 - overlap))
+    assert effects.total_variation(window, baseline) == pytest.approx(0.6)
+
+
+def test_the_test_that_decided_names_the_change() -> None:
+    """Each kind of change is found by the test that is for it."""
+    base = RNG.normal(size=5000)
+    same = RNG.normal(size=1000)
+    changed = {
+        "location": same + 0.4,
+        "spread": same * 1.5,
+        "shape": np.where(RNG.random(1000) < 0.5, -1, 1) * 0.92 + same * 0.39,
+        "tail": np.concatenate([same[:-20], np.full(20, 9.0)]),
+        "missing": [None if i % 10 == 0 else v for i, v in enumerate(same)],
+    }
+    for name, window in changed.items():
+        column = measured("numeric", base, window)
+        assert column.drifted, name
+        assert column.statistics[-1].name == name
+    letters = np.array(list("abcdefghij"))
+    shares = np.full(10, 0.1)
+    one = np.array([0.19, *np.full(9, 0.09)])
+    grown = measured(
+        "categorical", RNG.choice(letters, 5000, p=shares), RNG.choice(letters, 1000, p=one)
+    )
+    assert grown.drifted
+    assert grown.statistics[-1].name in ("level", "levels")

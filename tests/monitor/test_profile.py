@@ -27,11 +27,11 @@ def profiled(kind: str, values: object, name: str = "x") -> ColumnProfile:
 
 def test_numeric_cells_are_of_equal_mass_with_a_tail_on_either_side() -> None:
     profile = profiled("numeric", RNG.normal(size=2000))
-    assert len(profile.counts) == 22
+    assert len(profile.counts) == 34
     assert profile.counts[0] == profile.counts[-1] == 0
-    assert set(profile.counts[1:-1]) == {100}
+    assert set(profile.counts[1:-1]) == {62, 63}
     assert sum(profile.counts) == profile.n == 2000
-    outside = count(profile, np.array([-99.0, 0.0, 1e6, 1e6]))
+    outside = count(profile, read_values("numeric", pd.Series([-99.0, 0.0, 1e6, 1e6])))
     assert (outside[0], outside[-1], outside.sum()) == (1, 2, 4)
 
 
@@ -40,8 +40,11 @@ def test_ties_merge_cells_and_every_value_of_the_baseline_lies_inside() -> None:
     profile = profiled("integer", values)
     assert len(profile.counts) <= profile.distinct + 2
     assert profile.counts[0] == profile.counts[-1] == 0
-    assert cells_of(profile, np.array([values.min()]))[0] == 1
-    assert cells_of(profile, np.array([values.max()]))[0] == len(profile.counts) - 2
+    assert cells_of(profile, read_values("numeric", pd.Series([values.min()])))[0] == 1
+    assert (
+        cells_of(profile, read_values("numeric", pd.Series([values.max()])))[0]
+        == len(profile.counts) - 2
+    )
 
 
 def test_one_wild_value_stretches_no_cell() -> None:
@@ -65,7 +68,7 @@ def test_categories_are_kept_by_frequency_and_the_rest_counted() -> None:
     small = profiled("categorical", ["a", "b", None])
     assert small.complete
     assert (small.n, small.missing) == (2, 1)
-    assert count(small, np.array(["a", "new"], dtype=object)).tolist() == [1, 0, 1]
+    assert count(small, read_values("categorical", pd.Series(["a", "new"]))).tolist() == [1, 0, 1]
 
 
 def test_texts_that_look_alike_stay_apart() -> None:

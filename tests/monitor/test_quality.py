@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from core.settings import QualitySettings
+from monitor.measure.calibration import Spread
 from monitor.measure.profile import profile_column, read_values
 from monitor.measure.quality import inspect, silence
-from monitor.measure.thresholds import ColumnCalibration
 from monitor.results import QualityIssue
 
 RNG = np.random.default_rng(23)
@@ -35,7 +35,7 @@ def window(n: int = 400, **changes: Any) -> dict[str, Any]:
 
 def inspected(
     columns: Mapping[str, object],
-    calibrations: Mapping[str, ColumnCalibration] | None = None,
+    spreads: Mapping[str, Spread] | None = None,
     min_rows: int = 50,
 ) -> dict[tuple[str, str], QualityIssue]:
     values = {
@@ -44,7 +44,7 @@ def inspected(
     }
     rows = max((v.rows for v in values.values()), default=0)
     issues = inspect(
-        PROFILES, calibrations or {}, values, QualitySettings(), rows=rows, min_rows=min_rows
+        PROFILES, spreads or {}, values, QualitySettings(), rows=rows, min_rows=min_rows
     )
     return {(issue.column, issue.kind): issue for issue in issues}
 
@@ -116,7 +116,7 @@ def test_texts_carry_the_numbers_and_an_example() -> None:
 
 def test_what_the_baselines_own_blocks_did_is_no_break() -> None:
     # A column that is null or constant for whole stretches of the baseline: 400 rows are few.
-    bursts = ColumnCalibration(window_rows=400, missing=100.0, chi2=150.0)
+    bursts = Spread(1.0, 150.0, 100.0)
     burst = {"input:amount": bursts, "input:currency": bursts}
     columns = window(amount=with_missing("amount", 0.3), currency=["EUR"] * 400)
     issues = inspected(columns, burst)

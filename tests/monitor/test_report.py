@@ -19,6 +19,7 @@ RNG = np.random.default_rng(41)
 COMPARE = """
 import json, sys
 import pandas as pd
+from evidently.legacy.calculations.stattests.hellinger_distance import _hellinger_distance
 from evidently.legacy.calculations.stattests.jensenshannon import _jensenshannon
 from evidently.legacy.calculations.stattests.psi import _psi
 from evidently.legacy.calculations.stattests.wasserstein_distance_norm import (
@@ -29,6 +30,9 @@ a, b = pd.read_parquet(sys.argv[1]), pd.read_parquet(sys.argv[2])
 print(json.dumps({
     "js": _jensenshannon(a["in:country"], b["in:country"], ColumnType.Categorical, 0.1)[0],
     "psi": _psi(a["in:country"], b["in:country"], ColumnType.Categorical, 0.1)[0],
+    "hellinger": _hellinger_distance(
+        a["in:country"], b["in:country"], ColumnType.Categorical, 0.1
+    )[0],
     "wasserstein": _wasserstein_distance_norm(
         a["in:age"], b["in:age"], ColumnType.Numerical, 0.1
     )[0],
@@ -47,21 +51,22 @@ def frame(n: int, shift: float) -> pd.DataFrame:
 
 
 def ours(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, float]:
-    from monitor.measure import drift
+    from monitor.measure import effects
     from monitor.measure.profile import count, profile_column, read_values
 
     def counts(column: str) -> tuple[np.ndarray, np.ndarray]:
         old = read_values("categorical", reference[column])
         profile = profile_column("x", "input", "categorical", old)
         new = read_values("categorical", current[column])
-        return count(profile, new.values), count(profile, old.values)
+        return count(profile, new), count(profile, old)
 
     window, baseline = counts("in:country")
     age = np.sort(reference["in:age"].to_numpy()), np.sort(current["in:age"].to_numpy())
     return {
-        "js": drift.jensen_shannon(window, baseline),
-        "psi": drift.psi(window, baseline),
-        "wasserstein": drift.wasserstein(*age) / age[0].std(),
+        "js": effects.jensen_shannon(window, baseline),
+        "psi": effects.psi(window, baseline),
+        "hellinger": effects.hellinger(window, baseline),
+        "wasserstein": effects.wasserstein(*age) / age[0].std(),
     }
 
 

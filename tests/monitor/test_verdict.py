@@ -46,7 +46,7 @@ def loss(value: float | None, *, half: float = 0.008, n: int = 1312) -> Performa
 def column(name: str, ks: float, line: float = 0.1) -> ColumnDrift:
     statistics = (
         Statistic(name="psi", value=ks, threshold=0.05, alarm=ks > 0.05),
-        Statistic(name="ks", value=ks, threshold=line, alarm=ks > line),
+        Statistic(name="location", value=ks, threshold=line, alarm=ks > line),
     )
     return ColumnDrift(
         column=name, role="input", kind="numeric", n=1312, missing_share=0.0,
@@ -190,7 +190,8 @@ def test_drift_is_one_ticket_for_all_columns_after_two_checks() -> None:
     assert (ticket.cause, ticket.severity, ticket.clearing) == ("drift", "ticket", False)
     assert ticket.columns == ("visits", "age")
     assert ticket.title == (
-        "2 of 3 columns drifted: visits (KS 0.410, line 0.100), age (KS 0.200, line 0.100)"
+        "2 of 3 columns drifted: visits (location z 0.410, line 0.100), "
+        "age (location z 0.200, line 0.100)"
     )
     assert "PSI 0.410, line 0.0500" in ticket.text
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -8,14 +11,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from core import schema
+from core import failpoints, schema
 from core.errors import Conflict, LeaseLost, NotFound, NotReady, RegistryError, UntrustedArtifact
-from core.ledger import Ledger, take_lease
-from registry import promotion
+from core.ledger import Ledger, release_lease, take_lease
+from registry import promotion, turn
 from registry.promotion import observe, promote, rollback
 from registry.versions import Registry, Version
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+WALL = turn.wall_clock
 Add = Callable[..., Version]
 
 
@@ -206,7 +210,7 @@ def test_a_promoter_that_lost_its_lease_moves_nothing(
     get = registry.get
 
     def slow(model: str, version: str) -> Version:
-        take_lease(ledger, "alias:churn", "b", now=NOW + timedelta(hours=1), lasts=timedelta(1))
+        take_lease(ledger, "alias:churn", "b", now=WALL() + timedelta(hours=1), lasts=timedelta(1))
         return get(model, version)
 
     monkeypatch.setattr(registry, "get", slow)
@@ -220,15 +224,154 @@ def test_a_promotion_waits_only_so_long_for_another(
     registry: Registry, ledger: Ledger, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add()
-    monkeypatch.setattr(promotion, "_PAUSE", 0.001)
-    take_lease(ledger, "alias:churn", "other", now=NOW, lasts=timedelta(seconds=60))
+    monkeypatch.setattr(turn, "_PAUSE", 0.001)
+    held = take_lease(ledger, "alias:churn", "other", now=WALL(), lasts=timedelta(seconds=60))
+    assert held is not None
     with pytest.raises(NotReady, match="under way"):
         _promote(registry, ledger, "1")
     registry.set_alias("churn", "champion", "1")
     champion = observe(registry, ledger, "churn", now=NOW)
     assert champion is not None
     assert _rows(ledger) == []  # that promotion will record itself
-    _promote(registry, ledger, "1", expected="1", now=NOW + timedelta(minutes=2))
+    later = WALL() + timedelta(minutes=2)
+    _promote(registry, ledger, "1", expected="1", clock=lambda: later)
+
+
+def test_a_holder_that_died_on_this_machine_is_not_waited_for(
+    registry: Registry, ledger: Ledger, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add()
+    monkeypatch.setattr(turn, "_PAUSE", 0.001)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    lasts = timedelta(hours=1)
+    for holder in (f"{turn._place()}#{os.getpid()}:1", f"elsewhere/1#{gone.pid}:1"):
+        lease = take_lease(ledger, "alias:churn", holder, now=WALL(), lasts=lasts)
+        assert lease is not None
+        with pytest.raises(NotReady):
+            _promote(registry, ledger, "1")
+        release_lease(ledger, lease)
+    dead = f"{turn._place()}#{gone.pid}:1"
+    assert take_lease(ledger, "alias:churn", dead, now=WALL(), lasts=lasts) is not None
+    _promote(registry, ledger, "1")
+    assert _alias(registry, "champion") == "1"
+
+
+class Slept:
+    """At a fail point the promoter sleeps past its lease, while `meanwhile` happens."""
+
+    def __init__(self, ledger: Ledger, point: str, meanwhile: Callable[[], object]) -> None:
+        self.ledger, self.point, self.meanwhile = ledger, point, meanwhile
+
+    def __call__(self, name: str) -> None:
+        if name == self.point:
+            failpoints.hook = None
+            with self.ledger.write() as tx:  # its lease ran out
+                tx.execute(schema.leases.update().values(expires=NOW - timedelta(days=999)))
+            self.meanwhile()
+
+
+@pytest.fixture
+def slept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def at(point: str, meanwhile: Callable[[], object]) -> None:
+        monkeypatch.setattr(failpoints, "hook", Slept(ledger, point, meanwhile))
+
+    return at
+
+
+def test_a_promoter_that_slept_takes_its_late_move_back(
+    registry: Registry, ledger: Ledger, add: Add, slept: Callable[..., None]
+) -> None:
+    """Paused between its last look at the fence and the alias, while another promotes."""
+    add(), add(), add()
+    _promote(registry, ledger, "1")
+
+    def other() -> None:
+        _promote(registry, ledger, "3", expected="1", run_id="r3")
+
+    slept("before_move", other)
+    with pytest.raises(LeaseLost):
+        _promote(registry, ledger, "2", expected="1", run_id="r2")
+    assert (_alias(registry, "champion"), _alias(registry, "previous")) == ("3", "1")
+    assert [version for version, *_ in _rows(ledger)] == ["1", "3"]
+    assert "shelflife.promoting" not in registry.get("churn", "2").tags
+
+
+def test_a_late_move_that_was_taken_for_a_humans_is_undone_and_recorded(
+    registry: Registry, ledger: Ledger, add: Add, slept: Callable[..., None]
+) -> None:
+    add(), add(), add()
+    _promote(registry, ledger, "1")
+
+    def other() -> None:
+        _promote(registry, ledger, "3", expected="1", run_id="r3")
+        slept("after_move", lambda: observe(registry, ledger, "churn", now=NOW))
+
+    slept("before_move", other)
+    with pytest.raises(LeaseLost):
+        _promote(registry, ledger, "2", expected="1", run_id="r2")
+    assert _alias(registry, "champion") == "3"
+    assert [row[:3] for row in _rows(ledger)][2:] == [
+        ("2", "3", "human"),
+        ("3", "2", "rollback"),
+    ]
+
+
+@pytest.mark.parametrize("point", ["after_intent", "after_previous"])
+def test_a_promotion_that_was_withdrawn_meanwhile_moves_nothing(
+    point: str, registry: Registry, ledger: Ledger, add: Add, slept: Callable[..., None]
+) -> None:
+    add(), add(), add()
+    _promote(registry, ledger, "1")
+    _promote(registry, ledger, "2", expected="1")
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    def guard(tx: sa.Connection) -> None:
+        if ended:
+            raise LeaseLost("the run has been ended")
+
+    slept(point, end)
+    with pytest.raises(LeaseLost, match="ended"):
+        _promote(registry, ledger, "3", expected="2", run_id="r3", guard=guard)
+    assert _alias(registry, "champion") == "2"
+    observe(registry, ledger, "churn", now=NOW)
+    assert _alias(registry, "previous") == "1"  # as it was before that promotion
+    promotion.withdraw(registry, ledger, "churn", "3", "r3")
+    registry.client.set_registered_model_alias("churn", "champion", "3")
+    observe(registry, ledger, "churn", now=NOW)
+    assert _rows(ledger)[-1] == ("3", "2", "human", "mlflow")  # not the run's
+
+
+def test_a_human_who_moves_the_alias_in_between_wins(
+    registry: Registry, ledger: Ledger, add: Add, slept: Callable[..., None]
+) -> None:
+    add(), add(), add()
+    _promote(registry, ledger, "1")
+    move = registry.client.set_registered_model_alias
+    slept("after_previous", lambda: move("churn", "champion", "3"))
+    with pytest.raises((Conflict, LeaseLost)):
+        _promote(registry, ledger, "2", expected="1", run_id="r2")
+    assert _alias(registry, "champion") == "3"
+    observe(registry, ledger, "churn", now=NOW)
+    assert _rows(ledger)[1:] == [("3", "1", "human", "mlflow")]
+
+
+def test_a_rollback_half_way_given_up_can_be_repeated(
+    registry: Registry, ledger: Ledger, add: Add
+) -> None:
+    """`previous` points to the champion itself: the ledger knows the version before."""
+    add(), add()
+    _promote(registry, ledger, "1")
+    _promote(registry, ledger, "2", expected="1")
+    registry.set_alias("churn", "previous", "2")
+    with pytest.raises(Conflict, match="decided against 1"):
+        rollback(registry, ledger, "churn", by="watch", reason="worse", now=NOW, champion="1")
+    back = rollback(registry, ledger, "churn", by="watch", reason="worse", now=NOW, champion="2")
+    assert (back.version, _alias(registry, "previous")) == ("1", "2")
 
 
 def test_a_humans_move_is_recorded_once_and_obeyed(

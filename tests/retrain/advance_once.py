@@ -1,6 +1,6 @@
 """Advances the toy model's run in forked processes, for tests that kill it on the way.
 
-    advance_once.py HOME MLFLOW_URI AT
+    advance_once.py HOME MLFLOW_URI AT [LEDGER_URL]
 
 For each fail point named on a line of stdin it forks a process that resumes the run until it dies
 there, and answers with that process's exit status. Imports are paid once.
@@ -23,8 +23,8 @@ from registry.versions import Registry
 from retrain.run import RunContext, resume
 
 
-def advance(home: Path, tracking: str, at: datetime) -> None:
-    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}")
+def advance(home: Path, tracking: str, at: datetime, url: str) -> None:
+    ledger = Ledger(url or f"sqlite:///{home / 'ledger.db'}")
     context = RunContext(
         registry=Registry(tracking, home / "mlartifacts", home / "cache"),
         ledger=ledger,
@@ -36,13 +36,13 @@ def advance(home: Path, tracking: str, at: datetime) -> None:
     resume(context, "toy", at=at, wall=at)
 
 
-def main(home: Path, tracking: str, at: datetime) -> None:
+def main(home: Path, tracking: str, at: datetime, url: str = "") -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
             os.environ["SHELFLIFE_FAIL_POINT"] = line.strip()
             try:
-                advance(home, tracking, at)
+                advance(home, tracking, at, url)
             finally:
                 os._exit(1)  # it was not killed
         _, status = os.waitpid(child, 0)
@@ -51,4 +51,4 @@ def main(home: Path, tracking: str, at: datetime) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], datetime.fromisoformat(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], datetime.fromisoformat(sys.argv[3]), *sys.argv[4:])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,12 +17,16 @@ from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
+from toyworld import TRAINED_UNTIL, World, settle
 
 from core.frames import to_frame
 from core.ledger import Ledger
 from core.spec import ModelSpec, infer_spec
+from monitor.baseline import build, dump
 from monitor.log.log import InferenceLog
 from monitor.log.records import Label, Prediction
+from registry.promotion import promote
+from registry.versions import Registry
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 STEP = timedelta(minutes=30)
@@ -127,3 +133,94 @@ def open_log(logged: Callable[[bool], Path], tmp_path: Path) -> Any:
     yield make
     for ledger in opened:
         ledger.close()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, champion: Any) -> Path:
+    """A home folder with an MLflow store in which version 1 is champion."""
+    home = tmp_path_factory.mktemp("template")
+    with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+        import mlflow.sklearn  # noqa: F401
+    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
+    registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts", home / "cache")
+    registry.prepare()
+    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "k": [1, 2, 3], "c": ["red", "green", "red"]})
+    baseline = build(
+        spec,
+        frame,
+        None,
+        None,
+        None,
+        created=START,
+        how="holdout",
+        trained_until=TRAINED_UNTIL,
+    )
+    version = registry.add(
+        "toy",
+        champion,
+        spec,
+        files={"spec.json": msgspec.json.encode(spec), "baseline.json": dump(baseline)},
+        tags={},
+        metrics={},
+        now=START,
+    )
+    promote(
+        registry,
+        ledger,
+        "toy",
+        version.version,
+        expected=None,
+        kind="first",
+        by="tester",
+        reason="first",
+        now=START,
+    )
+    ledger.close()
+    return home
+
+
+@pytest.fixture
+def world(
+    template: Path, logged: Callable[[bool], Path], tmp_path: Path
+) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(turned: bool = True, **settings: Any) -> World:
+        made.append(settle(tmp_path / "home", template, logged(turned), **settings))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.ledger.close()
+
+
+@pytest.fixture(scope="session")
+def gated(
+    template: Path, logged: Callable[[bool], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A home whose run waits for approval of version 2, and that run's id."""
+    here = settle(tmp_path_factory.mktemp("gated") / "home", template, logged(True), mode="approve")
+    run_id = here.start()
+    waiting = here.advance(run_id)
+    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "approve", "2")
+    assert here.told[-1][0] == "waiting"
+    here.ledger.close()
+    return here.home, run_id
+
+
+@pytest.fixture
+def waiting(gated: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """A copy of it, with settings of the test's own."""
+    made: list[World] = []
+
+    def make(**settings: Any) -> World:
+        shutil.copytree(gated[0], tmp_path / "home")
+        world = World(tmp_path / "home", f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", **settings)
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        world.ledger.close()

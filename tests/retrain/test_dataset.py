@@ -11,7 +11,7 @@ from core.settings import GateSettings, RetrainSettings
 from core.spec import ModelSpec
 from monitor.log.log import InferenceLog
 from monitor.log.records import Label, Prediction
-from retrain.dataset import TooLittle, assemble
+from retrain.dataset import Exclusions, TooLittle, assemble
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 STEP = timedelta(minutes=30)
@@ -181,3 +181,35 @@ def test_the_identity_names_the_rows_and_their_labels(open_log: Open, spec: Mode
     assert len(sealed.account.segments) == 1
     assert sealed.train.y.tolist() == corrected.train.y.tolist()
     assert sealed.account.identity != corrected.account.identity
+
+
+def test_broken_feeds_and_impossible_values_are_left_out_and_counted(
+    open_log: Open, spec: ModelSpec
+) -> None:
+    broken = ((START + 10 * STEP, START + 20 * STEP), (START + 15 * STEP, START + 22 * STEP))
+    exclude = Exclusions(broken=broken, ranges={"x": (-2.5, 2.5), "absent": (0, 1)})
+    log = open_log()
+    everything = assemble(log, spec, settings(), known_at=END)
+    both = [*everything.train.inputs["x"], *everything.holdout.inputs["x"]]
+    wild = [i for i, x in enumerate(both) if abs(x) > 2.5 and not 10 < i <= 22]
+    data = assemble(log, spec, settings(), known_at=END, exclude=exclude)
+    assert data.account.left_out == {"broken feed": 12, "impossible value": len(wild)}
+    assert len(wild) > 5
+    assert len(data.train) + len(data.holdout) == 1500 - 12 - len(wild)
+    assert not {f"r{i}" for i in [*range(11, 23), *wild]} & {*data.train.ids, *data.holdout.ids}
+
+
+def test_the_account_proposes_windows(open_log: Open, spec: ModelSpec) -> None:
+    log = open_log()
+    data = assemble(log, spec, settings(), known_at=END)
+    named = {window.name: window for window in data.account.windows}
+    assert named["recent"].rows == 600  # as many as the first version was registered with
+    assert named["all"].rows == 1275
+    assert named["blend"].parts == ("recent", "all")
+    # The stream turns at row 600: from there the served loss is clearly higher.
+    assert data.account.change is not None
+    assert abs(data.account.change - HISTORY_UNTIL) < 40 * STEP
+    gate = GateSettings(min_rows=100)
+    capped = RetrainSettings(recent_rows=200, windows=("recent", "all"), gate=gate)
+    few = assemble(log, spec, capped, known_at=END)
+    assert [window.rows for window in few.account.windows] == [200, 1275]

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import InputError
 from core.settings import GateSettings, RetrainSettings, span
 from monitor.results import Performance, State
-from retrain.policy import Measured, PolicyEvidence, decide, excess_cost
+from retrain.policy import PolicyEvidence, decide, parse
+from retrain.probe import Observation
+from retrain.worth import normal_after_refusal, worth
 
 AT = datetime(2010, 10, 9, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -58,26 +61,92 @@ def test_drift_without_loss_is_not_needed() -> None:
     )
 
 
+def seen(
+    windows_ago: int, *, loss: float = 0.178, gain: float | None = 0.0, growth: float = 0.0
+) -> Observation:
+    """One window's observation; `growth` feeds every bet of the e-detector alike."""
+    return Observation(
+        at=AT - windows_ago * 7 * DAY,
+        windows=1.0,
+        rows=200,
+        loss=loss,
+        expected=0.178,
+        gains={} if gain is None else {"newest": gain, "long": gain / 2},
+        growth=(growth,) * 4 if growth else (),
+    )
+
+
+def series(n: int, **changes: Any) -> tuple[Observation, ...]:
+    return tuple(seen(n - i, **changes) for i in range(n))
+
+
+COST = 0.2 * 0.178  # of a run, in losses per row times windows
+
+
 def test_proven_decay_retrains() -> None:
-    decision = decide(decaying(excess=0.4), SETTINGS, at=AT)
+    decision = decide(decaying(), SETTINGS, at=AT)
     assert (decision.action, decision.trigger) == ("retrain", "decay")
     assert decision.reason == (
-        "Brier 0.213 is above tolerance 0.196 (n 1,204) and has cost 0.40 runs' worth since the "
-        "promotion; 2,000 new labels can teach a successor"
+        "Brier 0.213 is above tolerance 0.196 (n 1,204); 2,000 new labels can teach a successor"
     )
-    assert decision.numbers["excess"] == 0.4
 
 
-@pytest.mark.parametrize(
-    ("value", "excess", "action"),
-    [(0.19, 0.99, "wait"), (0.19, 1.0, "retrain"), (0.178, 5.0, "wait"), (0.17, 5.0, "wait")],
-)
-def test_a_run_pays_once_decay_has_cost_one_and_still_costs(
-    value: float, excess: float, action: str
-) -> None:
-    decision = decide(evidence(performance=performance(value), excess=excess), SETTINGS, at=AT)
+def test_harm_that_the_detector_proved_retrains_once_it_cost_the_price() -> None:
+    worse = series(4, loss=0.213, gain=0.02, growth=3.0)
+    harmed = decide(decaying(series=worse, cost=COST, windows_old=4.0), SETTINGS, at=AT)
+    assert (harmed.action, harmed.trigger) == ("retrain", "decay")
+    assert "provably above normal" in harmed.reason
+    cheap = decide(decaying(series=worse, cost=100 * COST, windows_old=4.0), SETTINGS, at=AT)
+    assert cheap.action == "wait"
+
+
+def test_a_harder_task_is_no_reason_to_retrain() -> None:
+    """The loss rose, but nothing that earlier rows teach would have avoided any of it."""
+    harder = series(4, loss=0.213, gain=-0.001, growth=3.0)
+    decision = decide(decaying(series=harder, cost=COST, windows_old=9.0), SETTINGS, at=AT)
+    assert decision.action == "wait"
+    assert "the task is harder, the model not stale" in decision.reason
+    assert decision.would_change
+
+
+@pytest.mark.parametrize(("age", "action"), [(2.0, "wait"), (12.0, "retrain")])
+def test_staleness_pays_once_the_model_is_old_enough(age: float, action: str) -> None:
+    """age x now - what staleness has cost >= half the cost of a run: 0.01 a row, cost 0.036."""
+    stale = evidence(series=series(4, gain=0.01), cost=COST, windows_old=age)
+    decision = decide(stale, SETTINGS, at=AT)
     assert decision.action == action
     assert decision.trigger == ("cost" if action == "retrain" else "")
+
+
+def test_worth_by_hand() -> None:
+    found = worth(series(4, gain=0.01), cost=0.1, age=10.0)
+    assert found.now == pytest.approx(0.01)
+    assert found.due == pytest.approx(10 * 0.01 - 4 * 0.01)
+    assert found.price == pytest.approx(0.05)
+    assert found.why == "stale"
+    twice = worth(series(4, gain=0.01), cost=0.1, age=10.0, refusals=1)
+    assert (twice.price, twice.why) == (pytest.approx(0.1), "")
+    after = worth(series(4, gain=0.01), cost=0.1, age=10.0, refused_at=AT - 14 * DAY)
+    assert (after.windows, after.paused, after.why) == (1.0, True, "")
+    assert normal_after_refusal(series(3, loss=0.2), 0.178, 0.21) == pytest.approx(0.21)
+
+
+def test_policies_by_name() -> None:
+    assert parse("every:5") == ("every", 5.0)
+    assert parse("drift_share") == ("drift_share", 0.5)
+    for wrong in ("every", "every:0", "never:3", "sometimes", "threshold:-1"):
+        with pytest.raises(InputError, match="policy"):
+            parse(wrong)
+    due = evidence(windows_since_run=5.0)
+    assert decide(due, RetrainSettings(policy="every:5"), at=AT).trigger == "calendar"
+    assert decide(due, RetrainSettings(policy="every:6"), at=AT).action == "wait"
+    assert decide(decaying(), RetrainSettings(policy="never"), at=AT).action == "wait"
+    moved = evidence(state="drifting", drifted=("a", "b"), columns=4)
+    assert decide(moved, RetrainSettings(policy="drift_share:0.5"), at=AT).trigger == "drift"
+    assert decide(moved, RetrainSettings(policy="drift_share:0.6"), at=AT).action == "wait"
+    worse = evidence(performance=performance(0.19))
+    assert decide(worse, RetrainSettings(policy="threshold:0.05"), at=AT).action == "retrain"
+    assert decide(worse, RetrainSettings(policy="threshold:0.1"), at=AT).action == "wait"
 
 
 def test_a_model_over_its_age_is_stale_and_a_refusal_doubles_the_limit() -> None:
@@ -89,17 +158,13 @@ def test_a_model_over_its_age_is_stale_and_a_refusal_doubles_the_limit() -> None
     assert decide(older, SETTINGS, at=AT).trigger == "stale"
 
 
-def test_after_a_refusal_the_price_doubles_and_more_labels_are_needed() -> None:
-    once = decaying(refusals=1, refused_labels=1900, excess=1.5, new_labels=2100)
-    decision = decide(once, SETTINGS, at=AT)
-    assert decision.action == "wait"
-    assert "1.5 runs' worth of excess loss is below the price of 2" in decision.reason
-    dearer = msgspec.structs.replace(once, excess=2.0)
-    assert decide(dearer, SETTINGS, at=AT).action == "retrain"
-    fewer = msgspec.structs.replace(dearer, new_labels=2099)
+def test_after_a_refusal_more_labels_are_needed_and_the_loss_alone_is_no_reason() -> None:
+    once = decaying(refusals=1, refused_labels=1900, new_labels=2100, refused_at=AT - 70 * DAY)
+    assert decide(once, SETTINGS, at=AT).action == "wait"
+    stale = msgspec.structs.replace(once, series=series(6, gain=0.02), cost=COST, windows_old=12.0)
+    assert decide(stale, SETTINGS, at=AT).action == "retrain"
+    fewer = msgspec.structs.replace(stale, new_labels=2099)
     assert decide(fewer, SETTINGS, at=AT).action == "wait"
-    twice = msgspec.structs.replace(dearer, refusals=2)
-    assert decide(twice, SETTINGS, at=AT).action == "wait"
 
 
 def test_modes() -> None:
@@ -141,7 +206,18 @@ evidences = st.builds(
         performance, st.none() | st.floats(0, 1), tolerated=st.none() | st.floats(0, 1)
     ),
     drifted=st.lists(st.text(max_size=5), max_size=4).map(tuple),
-    excess=st.floats(0, 50),
+    series=st.lists(
+        st.builds(
+            seen,
+            st.integers(0, 30),
+            loss=st.floats(0, 1),
+            gain=st.none() | st.floats(-0.1, 0.1),
+            growth=st.floats(-1, 5),
+        ),
+        max_size=6,
+    ).map(lambda found: tuple(sorted(found, key=lambda one: one.at))),
+    cost=st.none() | st.floats(0.001, 1),
+    windows_old=st.floats(0, 50),
     labelled_here=st.integers(0, 3000),
     new_labels=st.integers(0, 3000),
     runs_in_quarter=st.integers(0, 20),
@@ -193,37 +269,3 @@ def test_a_decision_is_a_function_of_its_arguments(
 ) -> None:
     first, second = decide(found, settings, at=AT), decide(found, settings, at=AT)
     assert msgspec.json.encode(first) == msgspec.json.encode(second)
-
-
-def history(*values: float, every: timedelta, expected: float = 0.2) -> list[Measured]:
-    return [
-        Measured(at=AT + (i + 1) * every, value=value, expected=expected)
-        for i, value in enumerate(values)
-    ]
-
-
-def test_excess_is_in_runs_and_does_not_depend_on_how_often_one_looks() -> None:
-    week = 7 * DAY
-    # 10 % above expected for two windows, a run costs a fifth of one window's expected loss.
-    weekly = excess_cost(history(0.22, 0.22, every=week), promoted=AT, window=week, cost_of_run=0.2)
-    daily = excess_cost(history(*[0.22] * 14, every=DAY), promoted=AT, window=week, cost_of_run=0.2)
-    assert weekly == pytest.approx(1.0)
-    assert daily == pytest.approx(1.0)
-
-
-def test_a_better_window_cancels_a_worse_one_but_saves_nothing_up() -> None:
-    options: dict[str, Any] = {"window": 7 * DAY, "cost_of_run": 0.2}
-    noise = history(0.22, 0.18, 0.22, 0.18, every=7 * DAY)
-    assert excess_cost(noise, promoted=AT, **options) == pytest.approx(0.0)
-    assert excess_cost(history(0.1, 0.22, every=7 * DAY), promoted=AT, **options) == pytest.approx(
-        0.5
-    )
-
-
-def test_excess_counts_no_gain_no_gap_and_nothing_before_the_promotion() -> None:
-    options: dict[str, Any] = {"window": 7 * DAY, "cost_of_run": 0.2}
-    assert excess_cost(history(0.1, 0.1, every=7 * DAY), promoted=AT, **options) == 0
-    late = history(0.22, every=70 * DAY)  # nothing was measured for nine weeks: one window counts
-    assert excess_cost(late, promoted=AT, **options) == pytest.approx(0.5)
-    assert excess_cost(late, promoted=AT + 71 * DAY, **options) == 0
-    assert excess_cost(history(0.2, every=DAY, expected=0.0), promoted=AT, **options) == 0

@@ -2,208 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import sqlalchemy as sa
+from toyworld import AT, TRAINED_UNTIL, WALL, World
 
-from core import schema
-from core.errors import LeaseLost, NotFound
-from core.ledger import Ledger, release_lease, take_lease
-from core.settings import GateSettings, ModelSettings, RetrainSettings
+from core import failpoints, schema
+from core.errors import InputError, LeaseLost, NotFound, RegistryError, ShelflifeError
+from core.ledger import release_lease, take_lease
+from core.settings import PrivacySettings
 from core.spec import ModelSpec
 from core.times import iso
-from monitor.baseline import build, dump, load
-from monitor.log.log import InferenceLog
+from monitor.baseline import load
 from monitor.log.records import Label, Prediction
-from registry.promotion import observe, promote, rollback
-from registry.versions import Registry
+from registry.promotion import rollback
 from retrain import run as runs
-from retrain.run import RunContext, RunState, abandon, advance, start
-from retrain.watch import Judgement, look, watched
-
-START = datetime(2020, 1, 1, tzinfo=UTC)
-TRAINED_UNTIL = START + 599 * timedelta(minutes=30)
-AT = START + timedelta(days=40)
-WALL = datetime(2026, 1, 1, tzinfo=UTC)
-TELL = Callable[[str, str], None]
-
-
-class World:
-    """One home folder with a champion, and a context over it."""
-
-    def __init__(self, home: Path, mlflow: str, **settings: Any) -> None:
-        self.home, self.mlflow = home, mlflow
-        self.told: list[tuple[str, str]] = []
-        self.ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
-        self.registry = Registry(mlflow, home / "mlartifacts", home / "cache")
-        self.log = InferenceLog(self.ledger, home / "segments")
-        gate = GateSettings(min_rows=100)
-        self.settings = ModelSettings(retrain=RetrainSettings(gate=gate, **settings))
-        self.context = RunContext(
-            registry=self.registry,
-            ledger=self.ledger,
-            log=self.log,
-            settings=self.settings,
-            home=home,
-            threads=1,
-            tell=lambda kind, text: self.told.append((kind, text)),
-            user_folder=home,
-        )
-
-    def start(self, at: datetime = AT) -> str:
-        run_id = start(
-            self.ledger,
-            "toy",
-            trigger="manual",
-            reason="a test",
-            by="tester",
-            champion="1",
-            at=at,
-        )
-        assert run_id is not None
-        return run_id
-
-    def advance(self, run_id: str, wall: datetime = WALL, at: datetime = AT) -> RunState:
-        return advance(self.context, run_id, at=at, wall=wall)
-
-    def alias(self, name: str) -> str | None:
-        version = self.registry.by_alias("toy", name)
-        return None if version is None else version.version
-
-    def promotions(self) -> list[Any]:
-        with self.ledger.read() as tx:
-            return list(tx.execute(sa.select(schema.promotions)).all())
-
-    def worker(self, name: str, version: str, seen: datetime, error: str = "") -> None:
-        key = schema.workers.c.worker == name
-        with self.ledger.write() as tx:
-            tx.execute(schema.workers.delete().where(key))
-            tx.execute(
-                schema.workers.insert().values(
-                    worker=name,
-                    model="toy",
-                    version=version,
-                    sha256="",
-                    loaded=seen,
-                    seen=seen,
-                    error=error,
-                )
-            )
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, champion: Any) -> Path:
-    """A home folder with an MLflow store in which version 1 is champion."""
-    home = tmp_path_factory.mktemp("template")
-    with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
-        warnings.simplefilter("ignore")
-        import mlflow.pyfunc
-        import mlflow.sklearn  # noqa: F401
-    ledger = Ledger(f"sqlite:///{home / 'ledger.db'}").create()
-    registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts", home / "cache")
-    registry.prepare()
-    import pandas as pd
-
-    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "k": [1, 2, 3], "c": ["red", "green", "red"]})
-    baseline = build(
-        spec,
-        frame,
-        None,
-        None,
-        None,
-        created=START,
-        how="holdout",
-        trained_until=TRAINED_UNTIL,
-    )
-    version = registry.add(
-        "toy",
-        champion,
-        spec,
-        files={"spec.json": msgspec.json.encode(spec), "baseline.json": dump(baseline)},
-        tags={},
-        metrics={},
-        now=START,
-    )
-    promote(
-        registry,
-        ledger,
-        "toy",
-        version.version,
-        expected=None,
-        kind="first",
-        by="tester",
-        reason="first",
-        now=START,
-    )
-    ledger.close()
-    return home
-
-
-@pytest.fixture
-def world(
-    template: Path, logged: Callable[[bool], Path], tmp_path: Path
-) -> Iterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(turned: bool = True, **settings: Any) -> World:
-        made.append(settle(tmp_path / "home", template, logged(turned), **settings))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.ledger.close()
-
-
-@pytest.fixture(scope="session")
-def gated(
-    template: Path, logged: Callable[[bool], Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A home whose run waits for approval of version 2, and that run's id."""
-    here = settle(tmp_path_factory.mktemp("gated") / "home", template, logged(True), mode="approve")
-    run_id = here.start()
-    waiting = here.advance(run_id)
-    assert (waiting.state, waiting.step, waiting.candidate) == ("waiting", "promote", "2")
-    assert here.told[-1][0] == "waiting"
-    here.ledger.close()
-    return here.home, run_id
-
-
-@pytest.fixture
-def waiting(gated: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., World]]:
-    """A copy of it, with settings of the test's own."""
-    made: list[World] = []
-
-    def make(**settings: Any) -> World:
-        shutil.copytree(gated[0], tmp_path / "home")
-        world = World(tmp_path / "home", f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", **settings)
-        made.append(world)
-        return world
-
-    yield make
-    for world in made:
-        world.ledger.close()
-
-
-def settle(home: Path, template: Path, logged: Path, **settings: Any) -> World:
-    """A home with the log of `logged` and the MLflow store of `template`."""
-    shutil.copytree(logged, home)
-    shutil.copy(template / "mlflow.db", home / "mlflow.db")
-    shutil.copytree(template / "cache", home / "cache")
-    here = World(home, f"sqlite:///{home / 'mlflow.db'}", **settings)
-    observe(here.registry, here.ledger, "toy", now=START)
-    return here
+from retrain.manual import abandon, approve, reject
+from retrain.run import advance, start
+from retrain.watch import Judgement, failed_promotions, look, watched
 
 
 def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
@@ -219,7 +45,8 @@ def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
     assert (here.alias("champion"), here.alias("previous")) == ("2", "1")
     assert here.alias("challenger") is None
     kinds = [kind for kind, _ in here.told]
-    assert kinds == [*runs.STEPS, "promoted"]
+    quiet = ("shadow", "approve", "canary")  # nothing was wanted of them
+    assert kinds == [*(step for step in runs.STEPS if step not in quiet), "promoted"]
     version = here.registry.get("toy", "2")
     assert version.tags["shelflife.gate"] == "passed"
     assert version.tags["shelflife.run_id"] == run_id
@@ -393,9 +220,124 @@ def test_a_run_that_waits_for_a_person_can_be_abandoned(
     waiting: Callable[..., World], gated: tuple[Path, str]
 ) -> None:
     here, run_id = waiting(mode="approve"), gated[1]
-    done = abandon(here.context, run_id, reason="not wanted", at=AT)
-    assert (done.state, done.outcome) == ("abandoned", "not wanted")
+    done = abandon(here.registry, here.ledger, run_id, by="ann", reason="not wanted", at=AT)
+    assert (done.state, done.outcome) == ("abandoned", "abandoned by ann: not wanted")
     assert here.advance(run_id) == done
+    assert here.alias("challenger") is None
+    with pytest.raises(ShelflifeError, match="finished already"):
+        abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT)
+
+
+def test_a_person_approves_and_the_run_goes_the_usual_way(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    with pytest.raises(InputError, match="who says so"):
+        approve(here.ledger, run_id, by=" ", reason="", at=AT)
+    assert approve(here.ledger, run_id, by="ann", reason="I looked", at=AT).state == "running"
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    newest = here.promotions()[-1]
+    assert (newest.kind, newest.by, newest.run_id) == ("gate", "ann", run_id)
+    assert newest.reason.startswith("I looked; ")
+    assert here.alias("challenger") is None
+    for act in (approve, lambda *a, **k: reject(here.registry, *a, **k)):
+        with pytest.raises(ShelflifeError, match="only a run that waits"):
+            act(here.ledger, run_id, by="bob", reason="", at=AT)
+
+
+def test_a_person_rejects(waiting: Callable[..., World], gated: tuple[Path, str]) -> None:
+    here, run_id = waiting(mode="approve"), gated[1]
+    done = reject(here.registry, here.ledger, run_id, by="ann", reason="too odd", at=AT)
+    assert (done.state, done.outcome) == ("refused", "ann rejected version 2: too odd")
+    assert (here.alias("champion"), here.alias("challenger")) == ("1", None)
+    assert runs.untold(here.ledger, "toy") == [run_id]
+
+
+def test_an_approval_that_nobody_gives_expires(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(mode="approve", approval_expires="5d"), gated[1]
+    assert here.advance(run_id, at=AT + timedelta(days=4)).state == "waiting"
+    done = here.advance(run_id, at=AT + timedelta(days=6))
+    assert (done.state, done.outcome) == ("abandoned", "nobody approved version 2 within 5 d")
+    assert here.alias("challenger") is None
+
+
+def test_an_approved_artifact_that_changed_in_the_store_is_not_promoted(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    """The tag and the cache still say what the gate saw; the files in the store do not."""
+    here, run_id = waiting(mode="approve"), gated[1]
+    location = here.registry.client.get_model_version_download_uri("toy", "2")
+    [model] = Path(location.removeprefix("file://")).glob("*.skops")
+    kept, data = model.read_bytes(), bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    try:
+        approve(here.ledger, run_id, by="ann", reason="", at=AT)
+        done = here.advance(run_id)
+    finally:
+        model.write_bytes(kept)  # other tests use this store
+    assert done.state == "failed"
+    assert "in the artifact store, the gate judged" in done.outcome
+    assert (here.alias("champion"), here.alias("challenger")) == ("1", None)
+
+
+def test_what_a_run_left_half_done_is_not_promoted_after_it_was_abandoned(
+    waiting: Callable[..., World], gated: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process paused right before the alias wakes up after a person has ended its run."""
+    here, run_id = waiting(), gated[1]
+
+    def end(name: str) -> None:
+        if name == "before_alias":
+            abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT)
+
+    monkeypatch.setattr(failpoints, "hook", end)
+    with pytest.raises(LeaseLost, match="ended meanwhile"):
+        here.advance(run_id)
+    assert here.alias("champion") == "1"
+    assert runs.load(here.ledger, run_id).state == "abandoned"
+    assert len(here.promotions()) == 1
+
+
+def test_mlflow_out_of_reach_is_no_try_of_a_step(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world()
+    run_id = here.start()
+
+    def down(*_: Any) -> None:
+        raise RegistryError("MLflow is down")
+
+    monkeypatch.setattr(here.registry, "by_alias", down)
+    for _ in range(6):  # more often than the step may be cut off
+        with pytest.raises(RegistryError):
+            here.advance(run_id)
+    monkeypatch.undo()
+    assert here.advance(run_id).state == "promoted"
+
+
+def test_a_rolled_back_version_is_not_promoted_again_by_its_run(
+    waiting: Callable[..., World], gated: tuple[Path, str]
+) -> None:
+    here, run_id = waiting(), gated[1]
+    here.worker("w1", "1", WALL)
+    assert here.advance(run_id).step == "serve"
+    rollback(here.registry, here.ledger, "toy", by="watch", reason="worse", now=AT, champion="2")
+    done = here.advance(run_id)
+    assert done.state == "promoted"
+    assert "the champion has since moved to version 1" in done.outcome
+    assert here.alias("champion") == "1"
+    [failed] = failed_promotions(here.ledger, "toy", "1")
+    assert (failed.version, failed.run_id, failed.how, failed.reason) == (
+        "2",
+        run_id,
+        "rollback",
+        "worse",
+    )
+    assert failed_promotions(here.ledger, "toy", "2") == []
 
 
 def test_one_run_per_model_and_one_more_after_it_was_abandoned(
@@ -405,7 +347,9 @@ def test_one_run_per_model_and_one_more_after_it_was_abandoned(
     run_id = here.start()
     again = start(here.ledger, "toy", trigger="decay", reason="", by="policy", champion="1", at=AT)
     assert again is None
-    assert abandon(here.context, run_id, reason="not wanted", at=AT).state == "abandoned"
+    assert (
+        abandon(here.registry, here.ledger, run_id, by="ann", reason="", at=AT).state == "abandoned"
+    )
     assert here.start() != run_id
     with pytest.raises(NotFound, match="no run"):
         here.advance("nothing")
@@ -512,3 +456,15 @@ def test_the_watch_compares_a_new_champion_with_its_predecessor(
     here.registry.client.set_model_version_tag("toy", "1", tag, "")
     assert judged().action == "wait"
     assert "cannot be compared" in judged().reason
+
+
+def test_a_model_that_needs_what_the_log_may_not_keep_is_not_retrained(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    name = load(here.registry.file(here.registry.get("toy", "1"), "baseline.json")).spec.columns[0]
+    private = msgspec.structs.replace(here.settings, privacy=PrivacySettings(deny=(name,)))
+    context = dataclasses.replace(here.context, settings=private)
+    done = advance(context, here.start(), at=AT, wall=WALL)
+    assert done.state == "refused"
+    assert f"the log may not keep {name}, which toy needs" in done.outcome

@@ -22,8 +22,9 @@ from core.spec import ModelSpec
 from monitor.log.log import InferenceLog
 from registry.loading import load_estimator, predict, save_estimator
 from retrain.dataset import Dataset, assemble
-from retrain.job import Job, read_frame, read_inputs, write_slice
-from retrain.trainer import fit, spell_labels
+from retrain.job import Job, Progress, read_frame, read_inputs, write_slice
+from retrain.trainer import fit
+from retrain.training import spell_labels
 
 END = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=60)
 
@@ -43,6 +44,42 @@ time.sleep(60)
     "eats": "everything = bytearray(30_000_000_000)",
     "dies": "import os\nos.kill(os.getpid(), 9)",
     "empty": "def train(x, y, e):\n    return None",
+    "leaves": "import os, sys\nprint('so long')\nsys.stdout.flush()\nos._exit(0)",
+    "grows": """
+import numpy
+def train(x, y, e):
+    return [numpy.ones(200_000_000) for _ in range(100)]
+""",
+    "garbage": """
+import numpy
+class Garbage:
+    classes_ = numpy.array(['no', 'yes'])
+    def predict(self, x):
+        return ['maybe'] * len(x)
+    def predict_proba(self, x):
+        return numpy.full((len(x), 2), numpy.nan)
+def train(x, y, e):
+    return Garbage()
+""",
+    "alone": """
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import make_pipeline
+def train(x, y, e):
+    assert e is None
+    numbers = make_column_transformer(('passthrough', ['x', 'k']))
+    return make_pipeline(numbers, HistGradientBoostingClassifier(max_iter=2)).fit(x, y)
+""",
+    "chatty": """
+import os, sys
+def train(x, y, e):
+    print('{"percent": 1, "result": "nonsense"}')
+    for name, value in sorted(os.environ.items()):
+        print(name, value)
+    os.write(1, b'\\xff\\xfe raw bytes\\n' * 100)
+    sys.stderr.write('and errors\\n')
+    return e.set_params(histgradientboostingclassifier__max_iter=2).fit(x, y)
+""",
     "looks": """
 import json, os
 def train(x, y, e):
@@ -162,6 +199,64 @@ def test_a_trainer_over_its_time_is_ended_with_its_children(prepare: Callable[..
 def test_a_trainer_over_its_memory(prepare: Callable[..., Path]) -> None:
     with pytest.raises(TrainerFailed, match=r"ran out of its memory limit of 4 GB"):
         fit(prepare("eats:train", memory=4e9), time_limit="60s")
+
+
+def test_a_trainer_that_grows_over_its_memory(prepare: Callable[..., Path]) -> None:
+    with pytest.raises(TrainerFailed, match=r"ran out of its memory limit of 5 GB"):
+        fit(prepare("grows:train", memory=5e9), time_limit="60s")
+
+
+def test_a_trainer_that_leaves_without_a_word(prepare: Callable[..., Path]) -> None:
+    with pytest.raises(TrainerFailed, match=r"(?s)status 0 and left no result.*so long"):
+        fit(prepare("leaves:train"), time_limit="60s")
+
+
+def test_a_trainer_whose_model_answers_garbage(prepare: Callable[..., Path]) -> None:
+    folder = prepare("garbage:train")
+    with pytest.raises(TrainerFailed, match="225 of 225 predictions are NaN"):
+        fit(folder, time_limit="60s")
+    assert not (folder / "result.json").exists()
+    assert not (folder / "model").exists()
+
+
+def test_a_chatty_trainer_tells_no_secret_and_disturbs_nothing(
+    prepare: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "SHELFLIFE_LEDGER"):
+        monkeypatch.setenv(name, "canary-7361")
+    folder = prepare("chatty:train")
+    seen: list[Progress] = []
+    result = fit(folder, time_limit="60s", progress=seen.append)
+    assert result.reproduces
+    log = (folder / "train.log").read_bytes()
+    assert b"canary" not in log
+    assert b"PATH" in log
+    assert b"raw bytes" in log
+    assert b"and errors" in log
+    assert seen[-1] == Progress(percent=100.0, text="done", fits=1)
+    assert all(b"canary" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_champion_that_cannot_be_loaded(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    folder = prepare()
+    (tmp_path / "champion" / "model.skops").write_bytes(b"not a model")
+    with pytest.raises(TrainerFailed, match="not a sound skops file"):
+        fit(folder, time_limit="60s")
+
+
+def test_a_function_does_without_a_champion_that_cannot_be_loaded(
+    prepare: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = prepare("alone:train")
+    (tmp_path / "champion" / "model.skops").write_bytes(b"not a model")
+    result = fit(folder, time_limit="60s")
+    assert result.champion_latency_ms is None
+    assert result.latency_ms is not None
+    assert 0 < result.trivial[0] < 1
+    written = read_frame(folder / "predictions.parquet")
+    assert written["champion:probability"].isna().all()
+    assert written["candidate:probability"].notna().all()
+    assert "the champion cannot be evaluated" in (folder / "train.log").read_text()
 
 
 def test_a_trainer_that_is_killed(prepare: Callable[..., Path]) -> None:

@@ -26,6 +26,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
+from core.errors import NotFound
 from core.files import sha256_tree
 from core.frames import to_frame
 from core.ledger import Ledger
@@ -104,6 +105,11 @@ class FolderRegistry:
             return None
         return FolderVersion(self.champion, sha256_tree(self.root / self.champion / "model"))
 
+    def get(self, model: str, version: str) -> FolderVersion:
+        if not (self.root / version / "model").is_dir():
+            raise NotFound(f"version of {model}", version)
+        return FolderVersion(version, sha256_tree(self.root / version / "model"))
+
     def file(self, version: FolderVersion, name: str) -> bytes:
         return (self.root / version.version / name).read_bytes()
 
@@ -123,8 +129,8 @@ class Room:
     spec: ModelSpec
     estimators: dict[str, Any]
 
-    def serve(self, version: str) -> deploy.Deployed | None:
-        """Move `champion` and tell the workers."""
+    def serve(self, version: str, beside: deploy.Beside | None = None) -> deploy.Deployed | None:
+        """Move `champion`, and what runs beside it, and tell the workers."""
         self.registry.champion = version
         return deploy.sync(
             self.registry,  # type: ignore[arg-type]
@@ -133,6 +139,7 @@ class Room:
             "churn",
             trust_pickle=False,
             now=datetime.now(UTC),
+            beside=beside,
         )
 
     def expected(self, version: str, columns: dict[str, list[Any]]) -> list[float]:

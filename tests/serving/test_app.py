@@ -294,3 +294,17 @@ def test_metrics(room: Any, start: Any, tools: Any) -> None:
     stats = metrics.models["churn"].stats
     assert stats is not None
     assert stats.rows >= 7
+
+
+@pytest.mark.parametrize(
+    ("moment", "words"), [("2999-01-01", "ahead of our clock"), ("1969-12-31", "or later")]
+)
+def test_an_event_time_that_cannot_be_is_refused(
+    room: Any, start: Any, tools: Any, moment: str, words: str
+) -> None:
+    room.serve("1")
+    with start() as server:
+        asked = tools.request(tools.rows(1), parameters={"event_time": moment})
+        told = server.client().infer(asked)
+        assert (told.status, told.body["field"]) == (400, "parameters.event_time")
+        assert words in told.body["expected"]

@@ -154,3 +154,37 @@ def test_thousands_of_rows() -> None:
     values[40_000] = "x"  # type: ignore[call-overload]
     with pytest.raises(InputError, match="row 40000"):
         Codec(spec("numeric", nullable=False)).decode(body(values, "FP64", 50_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": "a", "id": "b", "inputs": [%s]}',
+        '{"inputs": [], "inputs": [%s]}',
+        '{"inputs": [%s], "parameters": {"a": ":", "a": 1}}',
+        '{"inputs": [{"name": "y", %s]}',
+        '{"\\u0069d": "a", "id": "\\u003a", "inputs": [%s]}',
+    ],
+)
+def test_a_name_twice_is_refused(text: str) -> None:
+    tensor = '{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.5]}'
+    whole = text % (tensor[1:] if '"y"' in text else tensor)
+    with pytest.raises(InputError, match="each name once"):
+        Codec(spec("numeric", nullable=False)).decode(whole.encode())
+
+
+@pytest.mark.parametrize(
+    "more",
+    ['"parameters": {"event_time": "2026-01-01T00:00:00Z"}', '"id": "a:b"', '"unknown": {"a": 1}'],
+)
+def test_colons_elsewhere_are_no_offence(more: str) -> None:
+    tensor = (
+        '{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.5], "parameters": {"a": 1}}'
+    )
+    whole = f'{{"inputs": [{tensor}], {more}}}'
+    assert Codec(spec("numeric", nullable=False)).decode(whole.encode()).values == {"x": [1.5]}
+
+
+def test_rows_are_bounded() -> None:
+    with pytest.raises(InputError, match="at most 100000 rows"):
+        Codec(spec("numeric", nullable=False)).decode(body([], "FP64", 100_001))

@@ -11,13 +11,13 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import uvicorn
-from shop import NOW, ask, customers
+from shop import HOUR, NOW, ask, customers
 
 from core import schema
 from registry.loading import load_estimator
 from registry.versions import Version
-from shelflife import commands, server
-from shelflife.scheduler import deploy_all
+from shelflife import Client, actions, commands, server
+from shelflife.deploying import deploy_all
 from shelflife.service import Service
 
 
@@ -49,10 +49,16 @@ def test_labels_are_kept_known_and_unknown(client: httpx.Client, service: Servic
     body = {"labels": [{"id": "s1-3", "label": 1}, {"id": "nobody", "label": 0}]}
     answer = client.post(LABELS, json=body)
     assert answer.status_code == 200
-    assert answer.json() == {"received": 2, "new": 0, "changed": 1, "unknown": 1}
+    told = answer.json()
+    assert (told["received"], told["changed"], told["unknown"], told["refused"]) == (2, 1, 1, 0)
     assert service.log.counts("shop").unknown_labels == 1
     shown = client.get("/api/v1/models/shop").json()
     assert shown["log"]["unknown_labels"] == 1
+    with Client(str(client.base_url), model="shop") as theirs:  # the same from another service
+        theirs.label("s1-4", 1)
+        theirs.label("nobody", 1)
+    assert theirs.stats()["sent"] == 2
+    assert service.log.counts("shop").unknown_labels == 1
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,22 @@ def test_a_request_for_action_is_written_down_and_obeyed(
     with service.ledger.read() as tx:
         states = tx.scalars(sa.select(schema.commands.c.state)).all()
     assert states == ["done", "failed"]
+
+
+def test_windows_are_listed(client: httpx.Client, service: Service, champion: Version) -> None:
+    ask(
+        service,
+        "1",
+        customers(200, seed=2, start=NOW),
+        load_estimator(service.registry.fetch(champion)),
+    )
+    actions.check_now(service, "shop", at=NOW + 3 * 24 * HOUR)
+    found = client.get("/api/v1/models/shop/windows").json()["windows"]
+    assert len(found) >= 3
+    assert found[0]["coverage"] == 1.0
+    assert 0 < found[0]["value"] < 1
+    assert found[0]["scored"] == "2026-03-04T00:00:00Z"
+    assert client.get("/api/v1/models/shop/windows?since=noon").status_code == 400
 
 
 def test_health_metrics_and_listings(client: httpx.Client) -> None:

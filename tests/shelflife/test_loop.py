@@ -18,11 +18,13 @@ from core.settings import RetrainSettings
 from monitor.alert import incidents
 from registry.loading import load_estimator
 from registry.versions import Version
-from shelflife import actions, commands
+from shelflife import actions, commands, show
+from shelflife.deploying import deploy_all
 from shelflife.register import register
-from shelflife.scheduler import deploy_all, run_due
+from shelflife.runs import advance
+from shelflife.scheduler import run_due
 from shelflife.service import Service
-from shelflife.tick import advance, measure, tick
+from shelflife.tick import measure, tick
 
 DAYS = timedelta(days=1)
 
@@ -85,6 +87,22 @@ def test_decay_is_told_answered_and_over(service: Service, champion: Version) ->
     assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
     again = actions.check_now(service, "shop", at=at, record=False)
     assert (again.check, again.decision) == (found.check, found.decision)
+
+
+def test_what_carries_the_loss_is_found_by_asking_the_version(
+    service: Service, champion: Version
+) -> None:
+    frame = customers(48 * 8, seed=5, start=NOW)
+    frame["spent"] += 80.0  # a fee was added upstream; nobody spends more
+    ask(service, "1", frame, load_estimator(service.registry.fetch(champion)))
+    found = tick(service, "shop", at=NOW + 8 * DAYS)
+    assert found is not None
+    assert found.check.performance.worse is True
+    [first, *_] = found.check.causes
+    assert (first.kind, first.columns) == ("broken", ("spent",))
+    assert f"carries the loss: {first.text}" in show.check(found)
+    [decay] = [finding for finding in found.check.findings if finding.cause == "decay"]
+    assert "carried by: spent broken (" in decay.text
 
 
 @pytest.mark.postgres

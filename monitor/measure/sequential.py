@@ -1,0 +1,86 @@
+"""Has the loss risen? An e-detector that may be looked at after every new label. Pure.
+
+A betting e-process on bounded losses (Podkopaev and Ramdas, arXiv 2110.06177) grows only when the
+mean loss is above a line; summed over all possible starting points it becomes an e-detector (Shin,
+Ramdas and Rinaldo, arXiv 2203.03532): if the loss never rose above the line, it needs on average at
+least `a` windows to reach `a`. So the line between noise and alarm is itself a promise, and looking
+more often costs nothing.
+
+One part of the stream multiplies each bet's evidence by a number that depends on that part alone
+(`growth`), so a ledger keeps those numbers and the evidence is folded from them (`evidence`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from msgspec import Struct
+
+_BETS = (0.05, 0.1, 0.2, 0.4)  # of the largest sensible bet: for small and for large rises
+_MOST = 0.5  # no bet may lose more than this share on one row
+_CEILING = 50.0  # log evidence one part can add: more is certain already, and would overflow
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """The mean loss that counts as normal, and the bets against it.
+
+    `high` is the loss that counts as 1; larger ones are cut off there, which keeps one absurd row
+    from being evidence of anything.
+    """
+
+    mean: float  # of the scaled loss, tolerance and the reference's own error included
+    high: float
+    bets: tuple[float, ...]
+
+
+def line(losses: np.ndarray, *, expected: float | None = None, tolerance: float = 0.05) -> Line:
+    """The line for a model whose reference rows lost `losses`, shape (n,), finite, n > 0.
+
+    Args:
+        expected: what it is now expected to lose on average; the mean of `losses` when None.
+        tolerance: a mean this share above what is expected is still normal.
+    """
+    scale = 1.0 if expected is None else expected / max(float(losses.mean()), 1e-12)
+    scaled = losses * scale
+    high = max(float(np.quantile(scaled, 0.995)), 1e-9)
+    unit = np.minimum(scaled, high) / high
+    return _line(float(unit.mean()), float(unit.std()), len(unit), high, tolerance)
+
+
+def line_of(mean: float, sd: float, n: int, high: float, *, tolerance: float = 0.05) -> Line:
+    """The same from numbers: mean and sd of the loss over n reference rows."""
+    return _line(min(mean / high, 1.0), sd / high, n, high, tolerance)
+
+
+def _line(mean: float, sd: float, n: int, high: float, tolerance: float) -> Line:
+    normal = mean * (1 + tolerance) + sd / math.sqrt(max(n, 1))
+    largest = min(1.0, normal / (sd**2 + 1e-6))
+    bets = tuple(min(bet * largest, _MOST / max(normal, 1e-6)) for bet in _BETS)
+    return Line(mean=normal, high=high, bets=bets)
+
+
+def growth(line: Line, losses: np.ndarray) -> tuple[float, ...]:
+    """Log of what each bet's evidence is multiplied by after these rows; NaN losses are left out.
+
+    Additive over rows: the growth of two parts is the sum of theirs.
+    """
+    unit = np.minimum(losses[np.isfinite(losses)], line.high) / line.high
+    return tuple(float(np.log1p(bet * (unit - line.mean)).sum()) for bet in line.bets)
+
+
+def evidence(parts: Iterable[tuple[float, Sequence[float]]]) -> float:
+    """The e-detector's value after parts (windows they answer for, their `growth`), oldest first.
+
+    Alarm when it is at least the average number of windows between false alarms one accepts.
+    """
+    total: list[float] = []
+    for windows, grown in parts:
+        total = total or [0.0] * len(grown)
+        total = [
+            (value + windows) * math.exp(min(max(step, -700.0), _CEILING))
+            for value, step in zip(total, grown, strict=True)
+        ]
+        total = [min(value, 1e300) for value in total]
+    return sum(total) / len(total) if total else 0.0

@@ -1,0 +1,63 @@
+"""One champion's life as the policy sees it, part by part: for replays, which hold it in memory.
+
+The live service keeps the same observations in the ledger and learns its lessons anew from the log
+(`retrain.evidence`); both call `retrain.probe` and hand the same series to `retrain.policy`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+
+from monitor.measure.sequential import Line, line
+from retrain.probe import KEPT, Lesson, Observation, Part, Probe, learn, observe
+from retrain.worth import normal_after_refusal
+
+
+class Life:
+    """What is known of the champion since its promotion.
+
+    Args:
+        probe: made from the champion's reference outputs (`retrain.probe.probe`).
+        reference: its per-row losses on rows it was not fitted on, shape (n,), finite, n > 0.
+        expected: its expected loss; the mean of `reference` when None.
+    """
+
+    def __init__(
+        self, probe: Probe, reference: np.ndarray, *, expected: float | None = None
+    ) -> None:
+        self.probe, self.reference = probe, reference
+        self.expected = float(reference.mean()) if expected is None else expected
+        self.series: list[Observation] = []
+        self.lessons: list[Lesson] = []
+        self.refusals = 0
+        self.refused_at: datetime | None = None
+        self._line: Line = line(reference, expected=self.expected)
+
+    @property
+    def windows(self) -> float:
+        """Check windows observed since the promotion."""
+        return sum(seen.windows for seen in self.series)
+
+    def see(self, part: Part, *, at: datetime, windows: float = 1.0) -> Observation:
+        """A new labelled part: judge it by earlier lessons, then learn from it."""
+        seen = observe(
+            self.probe,
+            self.lessons,
+            self._line,
+            part,
+            at=at,
+            windows=windows,
+            expected=self.expected,
+        )
+        self.series.append(seen)
+        self.lessons = [*self.lessons, learn(self.probe, part)][-KEPT:]
+        return seen
+
+    def refused(self, *, at: datetime, fresh: float | None = None) -> None:
+        """The gate refused a candidate, decided on at `at`, that lost `fresh` on held-out rows."""
+        self.refusals += 1
+        self.refused_at = at
+        self.expected = normal_after_refusal(self.series, self.expected, fresh)
+        self._line = line(self.reference, expected=self.expected)

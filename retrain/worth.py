@@ -1,0 +1,132 @@
+"""Is a run worth its price? What the champion's observations since its promotion add up to. Pure.
+
+Two ways to be worth it, both in losses per row times check windows:
+
+* *stale*: what a probe saves now (`now`), charged for the model's age, exceeds what staleness has
+  cost already by the price: `age x now - sum of savings >= price`. That is the renewal-reward
+  optimum: run when the loss a run would recover now is above the average cost of the cycle so far.
+* *harm*: an e-detector says that the loss rose, the probe does not object (it would if the task had
+  become harder), and the rise has cost the price already.
+
+The price is half the cost of a run, because a decision takes effect late: labels and deployment
+lag. Each run in a row that the gate refused doubles it, and only later observations count then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from monitor.measure.sequential import evidence
+from retrain.probe import Observation
+
+PATIENCE = 500.0  # windows between false alarms of the e-detector
+PRICE = 0.5  # of the cost of a run
+AVERAGED = 6.0  # windows of savings that make up "now"
+PAUSE = 3.0  # windows after a refusal in which nothing is decided
+
+
+class Worth(Struct, frozen=True, kw_only=True):
+    """What the observations add up to; losses per row, sums in losses per row times windows."""
+
+    why: Literal["", "harm", "stale"] = ""
+    now: float | None = None  # what a run would recover of each row's loss; None: no probe yet
+    memory: str = ""  # the memory of the probe that said so
+    windows: float = 0.0  # that were observed (since the last refusal)
+    due: float = 0.0  # age x now - sum of savings, to be compared with the price
+    lost: float = 0.0  # what the loss above normal has cost
+    price: float = 0.0
+    evidence: float = 0.0  # of the e-detector, alarm at `PATIENCE`
+    harmed: bool = False
+    paused: bool = False
+
+
+def worth(
+    series: Sequence[Observation],
+    *,
+    cost: float,
+    age: float,
+    refusals: int = 0,
+    refused_at: datetime | None = None,
+) -> Worth:
+    """What the observations of one champion say, oldest first.
+
+    Args:
+        series: since its promotion.
+        cost: of a run, in losses per row times windows.
+        age: windows of labelled rows that are newer than its training data.
+        refusals: runs in a row that the gate refused against this champion.
+        refused_at: when the newest of them was decided on.
+    """
+    series = [seen for seen in series if refused_at is None or seen.at > refused_at]
+    price = PRICE * 2.0**refusals * cost
+    windows = sum(seen.windows for seen in series)
+    harm = evidence((seen.windows, seen.growth) for seen in series if seen.growth)
+    lost = sum((seen.loss - seen.expected) * seen.windows for seen in series)
+    found = Worth(
+        windows=windows,
+        lost=lost,
+        price=price,
+        evidence=harm,
+        harmed=_alarmed(series),
+        paused=refused_at is not None and windows <= PAUSE,
+    )
+    if found.paused:
+        return found
+    probed = [seen for seen in series if seen.gains]
+    if not probed:  # an alarm right after the promotion is believed
+        return _with(found, why="harm" if found.harmed else "")
+    recent = _newest(probed, AVERAGED)
+    means = {name: _mean(recent, name) for name in probed[-1].gains}
+    memory = max(means, key=lambda name: means[name])
+    now = means[memory]
+    spent = max(0.0, sum(seen.gains[memory] * seen.windows for seen in probed))
+    found = _with(found, now=now, memory=memory, due=age * now - spent)
+    if found.harmed and now >= 0 and lost >= price:
+        return _with(found, why="harm")
+    if len(probed) >= 2 and now > 0 and found.due >= price:
+        return _with(found, why="stale")
+    return found
+
+
+def _alarmed(series: Sequence[Observation]) -> bool:
+    """Whether the e-detector ever reached its line: what was proven once stays proven."""
+    parts = [(seen.windows, seen.growth) for seen in series if seen.growth]
+    return any(evidence(parts[: end + 1]) >= PATIENCE for end in range(len(parts)))
+
+
+def _newest(series: Sequence[Observation], windows: float) -> list[Observation]:
+    """The newest observations that together answer for so many windows."""
+    found: list[Observation] = []
+    for seen in reversed(series):
+        if sum(one.windows for one in found) >= windows - 1e-9:
+            break
+        found.append(seen)
+    return found
+
+
+def _mean(series: Sequence[Observation], name: str) -> float:
+    weight = sum(seen.windows for seen in series)
+    return sum(seen.gains[name] * seen.windows for seen in series) / weight
+
+
+def _with(found: Worth, **changes: object) -> Worth:
+    import msgspec
+
+    return msgspec.structs.replace(found, **changes)
+
+
+def normal_after_refusal(
+    series: Sequence[Observation], expected: float, fresh: float | None
+) -> float:
+    """The loss that counts as normal once the gate refused a fresh model: the task is that hard.
+
+    Args:
+        fresh: the refused candidate's loss on its held-out rows; None where it has none.
+    """
+    recent = [seen.loss for seen in series[-3:]]
+    mean = sum(recent) / len(recent) if recent else expected
+    return max(expected, mean, fresh or 0.0)
