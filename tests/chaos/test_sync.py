@@ -36,9 +36,9 @@ def test_nothing_is_acknowledged_before_it_is_synced(tmp_path: Path) -> None:
     if strace is None:
         pytest.skip("strace is not installed")
     calls = "openat,pwrite64,write,fsync,fdatasync,rename,renameat,renameat2"
+    traced = [strace, "-f", "-y", "-e", f"trace={calls}", "-o", str(tmp_path / "calls")]
     done = subprocess.run(
-        [strace, "-f", "-y", "-e", f"trace={calls}", "-o", str(tmp_path / "calls")]
-        + [sys.executable, "-c", CODE, str(tmp_path)],
+        [*traced, sys.executable, "-c", CODE, str(tmp_path)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
