@@ -1,10 +1,11 @@
 """The inference log beside bare SQLite, from its first append to its ten-thousandth, in serving.
 
-    .venv/bin/python benchmarks/log.py [--json] [--quick] [append] [flat] [read] [serving]
+    .venv/bin/python benchmarks/log.py [--json] [--quick] [PART …]
 
 append   rows per second acknowledged, p50 and p99 of an append, by batch size and format, beside
          `executemany` of the same rows into bare SQLite with the same durability (WAL, FULL)
 flat     the cost of an append of 50 rows from the first to the ten-thousandth
+crowded  the same with a million hot rows and a million sealed keys already there
 read     windows of the log beside DuckDB on the same Parquet (`benchmarks/log_read.py`)
 serving  a served model's p50 and p99 with the log on, off, locked, dead and on a full disk
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import log_append
 
-PARTS = ("append", "flat", "read", "serving")
+PARTS = ("append", "flat", "crowded", "read", "serving")
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -69,6 +70,11 @@ def flat(folder: Path, quick: bool) -> list[dict[str, Any]]:
         }
         for name, values in found.items()
     ]
+
+
+def crowded(folder: Path, quick: bool) -> list[dict[str, Any]]:
+    there, appends = (100_000, 50) if quick else (1_000_000, 500)
+    return log_append.crowded(folder / "crowded", there=there, appends=appends)
 
 
 def read(folder: Path, quick: bool) -> list[dict[str, Any]]:

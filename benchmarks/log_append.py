@@ -235,3 +235,66 @@ def flatness(folder: Path, *, appends: int, batch: int = 50) -> dict[str, list[f
     for one in found.values():
         one.close()
     return tenths
+
+
+def crowded(folder: Path, *, there: int, appends: int, batch: int = 50) -> list[dict[str, Any]]:
+    """Appends to a log that holds many rows, and as many sealed keys, beside an empty one.
+
+    Ids are random: the worst case for the index of the hot rows and the search for sealed keys.
+    """
+    found: dict[str, Ours] = {}
+    for name, held in {"empty": 0, "hot": there, "sealed": there, "hot and sealed": there}.items():
+        (folder / name).mkdir(parents=True)
+        ledger = Ledger(f"sqlite:///{folder / name / 'ledger.db'}").create()
+        _fill(folder / name / "ledger.db", held if "hot" in name else 0, "predictions")
+        _fill(folder / name / "ledger.db", held if "sealed" in name else 0, "sealed_keys")
+        found[name] = Ours(ledger, folder / name, "structs")
+    times: dict[str, list[float]] = {name: [] for name in found}
+    source = rows(batch * appends, ordered=False, seed=2)
+    for _ in range(appends):
+        part = [next(source) for _ in range(batch)]
+        for name, one in found.items():
+            before = perf_counter()
+            one.append(part)
+            times[name].append(1000 * (perf_counter() - before))
+    lines = []
+    for name, one in found.items():
+        one.close()
+        cuts = quantiles(times[name], n=100)
+        empty = sorted(times["empty"])[appends // 2]
+        lines.append(
+            {
+                "there before": f"{there:,} {name}" if name != "empty" else name,
+                "p50_ms": cuts[49],
+                "p99_ms": cuts[98],
+                "to_empty": empty / cuts[49],
+            }
+        )
+    return lines
+
+
+def _fill(path: Path, count: int, table: str) -> None:
+    """Rows with random keys, in a transaction each of 100,000 rows."""
+    if not count:
+        return
+    rng = random.Random(3)
+    plain = sqlite3.connect(path, isolation_level=None)
+    plain.execute("PRAGMA cache_size=-200000")
+    if table == "predictions":
+        statement = (
+            "INSERT INTO predictions (model, source, event_id, prediction_id, version, role, time,"
+            " received, inputs, outputs) VALUES ('m', 'serving/m', ?, ?, '1', 'champion', ?, 0, ?,"
+            " '{}')"
+        )
+    else:
+        statement = "INSERT INTO sealed_keys (event, prediction, segment) VALUES (?, ?, 1)"
+    for start in range(0, count, 100_000):
+        keys = sorted(f"{rng.getrandbits(128):032x}" for _ in range(100_000))
+        plain.execute("BEGIN")
+        if table == "predictions":
+            values = [(key, key, micros(T0) + start + i, "x" * 300) for i, key in enumerate(keys)]
+            plain.executemany(statement, values)
+        else:
+            plain.executemany(statement, [(key, f"{rng.getrandbits(128):032x}") for key in keys])
+        plain.execute("COMMIT")
+    plain.close()

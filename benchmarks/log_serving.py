@@ -2,8 +2,9 @@
 
 Every mode is a `shelflife serve` of its own (one uvicorn worker, a logistic regression of five
 numbers) with a ledger of its own. All of them run for the whole time and take turns of one second,
-asked by eight connections of one client process. At the end each fault is lifted, the worker is
-stopped, and the rows in the log and the counters are compared with what the answers said.
+asked by eight connections of one client process: first `paced`, together 160 times a second, then
+`flood`, each as soon as it was answered. At the end each fault is lifted, the worker is stopped,
+and the rows in the log and the counters are compared with what the answers said.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONNECTIONS = 8
 QUEUE = 500  # rows; small, so that shedding is reached within a turn
 LOG_WAIT = "1s"
+LOADS = {"paced": 0.05, "flood": 0.0}  # seconds between the requests of a connection
 NAMES = [f"x{i}" for i in range(5)]
 _REQUEST = "POST /v2/models/m/infer HTTP/1.1\r\nHost: b\r\nContent-Length: {}\r\n\r\n"
 
@@ -82,30 +84,35 @@ class Mode:
     database: Path
     port: int
     process: subprocess.Popen[bytes]
-    times: list[float] = field(default_factory=list)  # seconds
+    times: dict[str, list[float]] = field(default_factory=lambda: {load: [] for load in LOADS})
     words: Counter[str] = field(default_factory=Counter)
     exact: bool = False
 
 
-async def _connection(mode: Mode, body: bytes, until: float) -> None:
+async def _connection(mode: Mode, body: bytes, load: str, first: float, until: float) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", mode.port)
     request = _REQUEST.format(len(body)).encode() + body
+    due = time.monotonic() + first
     while time.monotonic() < until:
+        await asyncio.sleep(max(0.0, due - time.monotonic()) if LOADS[load] else 0)
+        due += LOADS[load]
         started = time.perf_counter()
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         text = await reader.readexactly(size)
-        mode.times.append(time.perf_counter() - started)
+        mode.times[load].append(time.perf_counter() - started)
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"{mode.name}: {text!r}")
         mode.words[json.loads(text)["parameters"]["shelflife_logged"]] += 1
     writer.close()
 
 
-async def _turn(mode: Mode, body: bytes, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    await asyncio.gather(*(_connection(mode, body, until) for _ in range(CONNECTIONS)))
+async def _turn(mode: Mode, body: bytes, load: str, seconds: float) -> None:
+    until, apart = time.monotonic() + seconds, LOADS[load] / CONNECTIONS
+    await asyncio.gather(
+        *(_connection(mode, body, load, i * apart, until) for i in range(CONNECTIONS))
+    )
 
 
 def _start(registry: _Folder, home: Path, name: str, database: Path, **model: Any) -> Mode:
@@ -140,13 +147,13 @@ def _wait(mode: Mode, body: bytes) -> None:
     end = time.monotonic() + 120
     while True:
         try:
-            asyncio.run(_turn(mode, body, 0.2))
+            asyncio.run(_turn(mode, body, "flood", 0.2))
         except (OSError, RuntimeError, asyncio.IncompleteReadError):
             if mode.process.poll() is not None or time.monotonic() > end:
                 raise
             time.sleep(0.2)
         else:
-            mode.times.clear()
+            mode.times["flood"].clear()
             return
 
 
@@ -225,9 +232,10 @@ def measure(folder: Path, *, rounds: int = 15) -> list[dict[str, Any]]:
         limits = resource.prlimit(dead, resource.RLIMIT_FSIZE)
         resource.prlimit(dead, resource.RLIMIT_FSIZE, (0, limits[1]))
         filler = _fill(small) if mounted else None
-        for _ in range(rounds):
-            for mode in modes.values():
-                asyncio.run(_turn(mode, body, 1.0))
+        for load in LOADS:
+            for _ in range(rounds):
+                for mode in modes.values():
+                    asyncio.run(_turn(mode, body, load, 1.0))
         lock.close()
         resource.prlimit(dead, resource.RLIMIT_FSIZE, limits)
         if filler:
@@ -235,19 +243,21 @@ def measure(folder: Path, *, rounds: int = 15) -> list[dict[str, Any]]:
         time.sleep(3)
         for mode in modes.values():
             _stop(mode)
-    return [_line(mode) for mode in modes.values()]
+    return [_line(mode, load, rounds) for load in LOADS for mode in modes.values()]
 
 
-def _line(mode: Mode) -> dict[str, Any]:
-    cuts = quantiles(mode.times, n=1000)
+def _line(mode: Mode, load: str, seconds: int) -> dict[str, Any]:
+    times = mode.times[load]
+    cuts = quantiles(times, n=1000)
     return {
+        "load": load,
         "log": mode.name,
-        "answers": len(mode.times),
-        "per_s": len(mode.times) / sum(mode.times) * CONNECTIONS,
+        "answers": len(times),
+        "per_s": len(times) / seconds,
         "p50_ms": 1000 * cuts[499],
         "p99_ms": 1000 * cuts[989],
         "p999_ms": 1000 * cuts[998],
-        "max_ms": 1000 * max(mode.times),
-        "words": dict(mode.words),
+        "max_ms": 1000 * max(times),
+        "rows of both loads": dict(mode.words),
         "exact": mode.exact,
     }

@@ -62,7 +62,7 @@ def serve(service: Service) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.0001)
     # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
     signal.signal(signal.SIGTERM, _leave)
     with suppress(KeyboardInterrupt):

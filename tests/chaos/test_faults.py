@@ -108,12 +108,12 @@ def test_a_lock_and_postgres_going_away(
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 24 MB."""
+    """A file system of 64 MB: an empty PostgreSQL database takes 20."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
     place = Path(tempfile.mkdtemp(prefix="shelflife-small-"))
     place.chmod(0o755)  # PostgreSQL's user must reach it
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=777", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=777", "tmpfs", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
