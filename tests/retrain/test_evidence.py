@@ -15,10 +15,12 @@ from core.ledger import Ledger
 from core.settings import ModelSettings
 from monitor.log.log import InferenceLog
 from monitor.results import CheckResult, ColumnDrift, Performance, Staleness, State
+from retrain import observing
 from retrain.dataset import Account
 from retrain.evidence import gather, record
 from retrain.gate import GateResult
 from retrain.policy import PolicyEvidence, decide
+from retrain.probe import Observation
 from retrain.run import start
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -72,25 +74,6 @@ def check(version: str = "1", state: State = "drifting") -> CheckResult:
         ),
         findings=(),
     )
-
-
-def measured(ledger: Ledger, at: datetime, value: float | None, version: str = "1") -> None:
-    with ledger.write() as tx:
-        tx.execute(
-            schema.checks.insert().values(
-                model="toy",
-                version=version,
-                at=at,
-                window_start=at - WEEK,
-                window_end=at,
-                rows=300,
-                labelled=0 if value is None else 250,
-                state="healthy",
-                value=value,
-                expected=0.2,
-                created=at,
-            )
-        )
 
 
 def past_run(
@@ -173,16 +156,50 @@ def test_what_the_check_and_the_log_say(log: InferenceLog) -> None:
     assert found(log, "decaying", at=early).new_labels == 10
 
 
-def test_excess_counts_this_versions_measured_checks_since_its_promotion(
-    log: InferenceLog,
-) -> None:
-    measured(log.ledger, PROMOTED - WEEK, 0.9)
-    measured(log.ledger, PROMOTED + WEEK, 0.22)
-    measured(log.ledger, PROMOTED + 1.5 * WEEK, 0.9, version="2")
-    measured(log.ledger, PROMOTED + 2 * WEEK, None)
-    measured(log.ledger, PROMOTED + 3 * WEEK, 0.24)
-    # (0.02 + 0.04) / 0.2 of a window's loss, and a run costs 0.2 of it.
-    assert found(log).excess == pytest.approx(1.5)
+def observed(log: InferenceLog, at: datetime, version: str = "1", **changes: Any) -> Observation:
+    """An observation of one week, kept in the ledger."""
+    seen = Observation(
+        at=at, windows=1.0, rows=300, loss=0.22, expected=0.2, until=at - timedelta(days=1)
+    )
+    seen = msgspec.structs.replace(seen, **changes)
+    with log.ledger.write() as tx:
+        observing.record(tx, log.ledger, "toy", version, seen)
+    return seen
+
+
+def test_the_series_is_this_versions_since_its_promotion(log: InferenceLog) -> None:
+    observed(log, PROMOTED - WEEK)
+    first = observed(log, PROMOTED + WEEK)
+    observed(log, PROMOTED + 1.5 * WEEK, version="2")
+    last = observed(log, PROMOTED + 3 * WEEK, loss=0.24)
+    now = msgspec.structs.replace(last, at=AT, until=AT)
+    evidence = found(log, expected=0.2, seen=now)
+    assert evidence.series == (first, last, now)
+    assert evidence.cost == pytest.approx(0.04)  # a fifth of a window's expected loss
+    assert evidence.windows_old == pytest.approx((AT - TRAINED_UNTIL) / WEEK)
+    # A decision looked at again does not find the observation of its own moment.
+    assert found(log, expected=0.2, at=last.at).series == (first,)
+
+
+def test_labels_that_would_tell_most_are_named_where_there_are_none(log: InferenceLog) -> None:
+    unknown = msgspec.structs.replace(
+        check(),
+        window_start=START + timedelta(days=30),
+        window_end=START + timedelta(days=31),
+        performance=Performance(
+            metric="brier", value=None, low=None, high=None, n=0, coverage=None, expected=0.2,
+            tolerated=0.22, worse=None,
+        ),
+    )  # fmt: skip
+    at = START + timedelta(days=31)
+    evidence = gather(
+        log.ledger, log, unknown, ModelSettings(),
+        trained_until=TRAINED_UNTIL, promoted=PROMOTED, at=at,
+    )  # fmt: skip
+    assert len(evidence.label_first) == 20
+    decision = decide(evidence, ModelSettings().retrain, at=at)
+    assert decision.action == "wait"
+    assert decision.label_first == evidence.label_first
 
 
 def test_refusals_in_a_row_against_this_champion(log: InferenceLog) -> None:
