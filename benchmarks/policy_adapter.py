@@ -76,10 +76,11 @@ class Shelflife:
         self.at = at = _START + (obs["t"] + 1) * window
         if self.first is None:  # batches before were answered by the model before
             self.first = obs["t"]
+        predecessor = {batch: losses for batch, losses, _ in obs.get("shadow", ())}
         for batch, inputs, y, pred, _ in obs["labelled"]:
             if batch >= self.first:
                 rows = part(self.probe, inputs, pred / self.scale, y / self.scale)
-                seen = self.life.see(rows, at=at)
+                seen = self.life.see(rows, at=at, predecessor=predecessor.get(batch))
                 self.probe_fits += 1.25 * seen.work / self.fit_work  # a quarter for predicting
         evidence = self._evidence(obs, at, window)
         decision = decide(evidence, self.settings.retrain, at=at)

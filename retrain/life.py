@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import msgspec
 import numpy as np
 
 from monitor.measure.sequential import Line, line
@@ -33,6 +34,7 @@ class Life:
         self.lessons: list[Lesson] = []
         self.refusals = 0
         self.refused_at: datetime | None = None
+        self._brought: list[tuple[float, float]] = []
         self._line: Line = line(reference, expected=self.expected)
 
     @property
@@ -40,8 +42,20 @@ class Life:
         """Check windows observed since the promotion."""
         return sum(seen.windows for seen in self.series)
 
-    def see(self, part: Part, *, at: datetime, windows: float = 1.0) -> Observation:
-        """A new labelled part: judge it by earlier lessons, then learn from it."""
+    def see(
+        self,
+        part: Part,
+        *,
+        at: datetime,
+        windows: float = 1.0,
+        predecessor: np.ndarray | None = None,
+    ) -> Observation:
+        """A new labelled part: judge it by earlier lessons, then learn from it.
+
+        Args:
+            predecessor: what the champion's predecessor would have lost, per row, on rows whose
+                outcome is new; None: unknown.
+        """
         seen = observe(
             self.probe,
             self.lessons,
@@ -51,6 +65,12 @@ class Life:
             windows=windows,
             expected=self.expected,
         )
+        if predecessor is not None and len(predecessor):
+            self._brought.append((windows, float(predecessor.mean()) - seen.loss))
+        if self._brought:
+            total = sum(weight for weight, _ in self._brought)
+            brought = sum(weight * gain for weight, gain in self._brought) / total
+            seen = msgspec.structs.replace(seen, brought=brought)
         self.series.append(seen)
         self.lessons = [*self.lessons, learn(self.probe, part)][-KEPT:]
         return seen

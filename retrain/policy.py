@@ -264,6 +264,13 @@ def _not_needed(evidence: PolicyEvidence, found: Worth | None, loss: str) -> Nee
             reason = f"{said}, but {_refused(evidence)}: what it saw does not count again"
             change = "labelled rows of more windows"
         return Need(trigger="", reason=reason, change=change)
+    if found.harmed and found.doubted and found.brought is not None:
+        reason = (
+            f"{said}, and provably above normal, but the last run brought "
+            f"{rounded(found.brought, 2)} a row and a probe would save {rounded(found.now, 2)}: "
+            "another would not pay"
+        )
+        return Need(trigger="", reason=reason, change="savings that pay for a run")
     harder = evidence.state == "decaying" or found.harmed
     if harder and found.now <= 0:
         reason = (
@@ -380,6 +387,7 @@ def _worth_numbers(evidence: PolicyEvidence) -> dict[str, float | None]:
         "saving": found.now,
         "due": found.due / evidence.cost,
         "evidence_of_harm": found.evidence,
+        "brought": found.brought,
         "windows_observed": found.windows,
         "windows_old": evidence.windows_old,
     }

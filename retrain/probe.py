@@ -78,6 +78,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     gains: dict[str, float] = field(default_factory=dict)  # loss saved, by memory; none yet: empty
     errors: dict[str, float] = field(default_factory=dict)  # their standard errors
     growth: tuple[float, ...] = ()  # see `monitor.measure.sequential`
+    # What its predecessor would have lost more, per row it answered so far; None: unknown.
+    brought: float | None = None
     work: float = 0.0  # rows x boosting rounds spent, to be compared with a fit's
     since: datetime | None = None  # the part's labels became known after this moment, until `at`
     until: datetime | None = None  # event time of its newest row

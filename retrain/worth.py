@@ -5,10 +5,15 @@ Two ways to be worth it, both in losses per row times check windows:
 * *stale*: what a probe saves now (`now`), charged for the model's age, exceeds what staleness has
   cost already by the price: `age x now - sum of savings >= price`. That is the renewal-reward
   optimum: run when the loss a run would recover now is above the average cost of the cycle so far.
+  `now` is read off a line through the origin, because a model fitted today has nothing to gain
+  from a fit: savings are regressed on age, older ones forgotten with a half-life. So noise is
+  averaged without looking at the past.
 * *harm*: an e-detector says that the loss rose, the probe does not object (it would if the task had
-  become harder), and the rise has cost the price already.
+  become harder), the rise has cost the price already, and fits help: what the last run brought, in
+  losses its predecessor would have had more on the same rows, pays for another, or the probe says
+  that this one will.
 
-The price is half the cost of a run, because a decision takes effect late: labels and deployment
+The price is below the cost of a run, because a decision takes effect late: labels and deployment
 lag. Each run in a row that the gate refused doubles it, and only later observations count then.
 """
 
@@ -24,9 +29,10 @@ from monitor.measure.sequential import evidence
 from retrain.probe import Observation
 
 PATIENCE = 500.0  # windows between false alarms of the e-detector
-PRICE = 0.5  # of the cost of a run
-AVERAGED = 6.0  # windows of savings that make up "now"
+PRICE = 0.7  # of the cost of a run
+HALF_LIFE = 4.0  # windows after which a saving weighs half
 PAUSE = 3.0  # windows after a refusal in which nothing is decided
+SEEN = 1.5  # windows that a probe must have judged before it may ask for a run by itself
 
 
 class Worth(Struct, frozen=True, kw_only=True):
@@ -41,6 +47,8 @@ class Worth(Struct, frozen=True, kw_only=True):
     price: float = 0.0
     evidence: float = 0.0  # of the e-detector, alarm at `PATIENCE`
     harmed: bool = False
+    brought: float | None = None  # what the last run saves of each row's loss; None: unknown
+    doubted: bool = False  # it is too little for an alarm alone to ask for another
     paused: bool = False
 
 
@@ -61,33 +69,35 @@ def worth(
         refusals: runs in a row that the gate refused against this champion.
         refused_at: when the newest of them was decided on.
     """
+    brought = next((s.brought for s in reversed(series) if s.brought is not None), None)
     series = [seen for seen in series if refused_at is None or seen.at > refused_at]
     price = PRICE * 2.0**refusals * cost
     windows = sum(seen.windows for seen in series)
-    harm = evidence((seen.windows, seen.growth) for seen in series if seen.growth)
-    lost = sum((seen.loss - seen.expected) * seen.windows for seen in series)
     found = Worth(
         windows=windows,
-        lost=lost,
+        lost=sum((seen.loss - seen.expected) * seen.windows for seen in series),
         price=price,
-        evidence=harm,
+        evidence=evidence((seen.windows, seen.growth) for seen in series if seen.growth),
         harmed=_alarmed(series),
+        brought=brought,
+        doubted=brought is not None and brought * age < price,
         paused=refused_at is not None and windows <= PAUSE,
     )
     if found.paused:
         return found
     probed = [seen for seen in series if seen.gains]
-    if not probed:  # an alarm right after the promotion is believed
-        return _with(found, why="harm" if found.harmed else "")
-    recent = _newest(probed, AVERAGED)
-    means = {name: _mean(recent, name) for name in probed[-1].gains}
-    memory = max(means, key=lambda name: means[name])
-    now = means[memory]
+    if not probed:  # an alarm right after the promotion is believed, unless runs do not pay
+        return _with(found, why="harm" if found.harmed and not found.doubted else "")
+    savings = {name: _now(probed, name, age) for name in probed[-1].gains}
+    memory = max(savings, key=lambda name: savings[name])
+    now = savings[memory]
     spent = max(0.0, sum(seen.gains[memory] * seen.windows for seen in probed))
     found = _with(found, now=now, memory=memory, due=age * now - spent)
-    if found.harmed and now >= 0 and lost >= price:
+    helps = not found.doubted or age * now >= price
+    if found.harmed and now >= 0 and found.lost >= price and helps:
         return _with(found, why="harm")
-    if len(probed) >= 2 and now > 0 and found.due >= price:
+    judged = sum(seen.windows for seen in probed)
+    if judged > SEEN and now > 0 and found.due >= price:
         return _with(found, why="stale")
     return found
 
@@ -98,19 +108,20 @@ def _alarmed(series: Sequence[Observation]) -> bool:
     return any(evidence(parts[: end + 1]) >= PATIENCE for end in range(len(parts)))
 
 
-def _newest(series: Sequence[Observation], windows: float) -> list[Observation]:
-    """The newest observations that together answer for so many windows."""
-    found: list[Observation] = []
+def _now(series: Sequence[Observation], name: str, age: float) -> float:
+    """What the memory's correction saves at this age: a line through the origin, newer rows first.
+
+    Least squares of saving = slope x age, each observation weighing its windows, halved every
+    `HALF_LIFE` windows. Its age is the model's when it was made.
+    """
+    top = bottom = later = 0.0
     for seen in reversed(series):
-        if sum(one.windows for one in found) >= windows - 1e-9:
-            break
-        found.append(seen)
-    return found
-
-
-def _mean(series: Sequence[Observation], name: str) -> float:
-    weight = sum(seen.windows for seen in series)
-    return sum(seen.gains[name] * seen.windows for seen in series) / weight
+        then = max(age - later, seen.windows)
+        weight = seen.windows * 0.5 ** (later / HALF_LIFE)
+        top += weight * then * seen.gains[name]
+        bottom += weight * then**2
+        later += seen.windows
+    return age * top / bottom if bottom else 0.0
 
 
 def _with(found: Worth, **changes: object) -> Worth:

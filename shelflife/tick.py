@@ -165,7 +165,7 @@ def observation(
         return None
     refused = evidences.refusals(service.ledger, champion.model, champion.version, at=at)
     fresh = refused.fresh
-    return observing.look(
+    seen = observing.look(
         service.ledger,
         service.log,
         baseline,
@@ -181,6 +181,12 @@ def observation(
         eager=result.state == "decaying",
         at=at,
     )
+    if seen is None:
+        return None
+    _, watched = _watch(service, champion, at)
+    if watched.harm is None:
+        return seen
+    return msgspec.structs.replace(seen, brought=-watched.harm)
 
 
 def decide(

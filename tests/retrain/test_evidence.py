@@ -156,20 +156,50 @@ def test_what_the_check_and_the_log_say(log: InferenceLog) -> None:
     assert found(log, "decaying", at=early).new_labels == 10
 
 
-def test_the_series_is_this_versions_observations_since_its_promotion(log: InferenceLog) -> None:
-    def seen(at: datetime, loss: float) -> Observation:
-        return Observation(at=at, windows=1.0, rows=70, loss=loss, expected=0.2)
-
+def observed(log: InferenceLog, at: datetime, version: str = "1", **changes: Any) -> Observation:
+    """An observation of one week, kept in the ledger."""
+    seen = Observation(
+        at=at, windows=1.0, rows=300, loss=0.22, expected=0.2, until=at - timedelta(days=1)
+    )
+    seen = msgspec.structs.replace(seen, **changes)
     with log.ledger.write() as tx:
-        for at, loss, version in (
-            (PROMOTED - WEEK, 0.9, "1"),
-            (PROMOTED + WEEK, 0.22, "1"),
-            (PROMOTED + 1.5 * WEEK, 0.9, "2"),
-            (PROMOTED + 3 * WEEK, 0.24, "1"),
-            (AT + WEEK, 0.9, "1"),
-        ):
-            observing.record(tx, log.ledger, "toy", version, seen(at, loss))
-    assert [one.loss for one in found(log).series] == [0.22, 0.24]
+        observing.record(tx, log.ledger, "toy", version, seen)
+    return seen
+
+
+def test_the_series_is_this_versions_since_its_promotion(log: InferenceLog) -> None:
+    observed(log, PROMOTED - WEEK)
+    first = observed(log, PROMOTED + WEEK)
+    observed(log, PROMOTED + 1.5 * WEEK, version="2")
+    last = observed(log, PROMOTED + 3 * WEEK, loss=0.24)
+    now = msgspec.structs.replace(last, at=AT, until=AT)
+    evidence = found(log, expected=0.2, seen=now)
+    assert evidence.series == (first, last, now)
+    assert evidence.cost == pytest.approx(0.04)  # a fifth of a window's expected loss
+    assert evidence.windows_old == pytest.approx((AT - TRAINED_UNTIL) / WEEK)
+    # A decision looked at again does not find the observation of its own moment.
+    assert found(log, expected=0.2, at=last.at).series == (first,)
+
+
+def test_labels_that_would_tell_most_are_named_where_there_are_none(log: InferenceLog) -> None:
+    unknown = msgspec.structs.replace(
+        check(),
+        window_start=START + timedelta(days=30),
+        window_end=START + timedelta(days=31),
+        performance=Performance(
+            metric="brier", value=None, low=None, high=None, n=0, coverage=None, expected=0.2,
+            tolerated=0.22, worse=None,
+        ),
+    )  # fmt: skip
+    at = START + timedelta(days=31)
+    evidence = gather(
+        log.ledger, log, unknown, ModelSettings(),
+        trained_until=TRAINED_UNTIL, promoted=PROMOTED, at=at,
+    )  # fmt: skip
+    assert len(evidence.label_first) == 20
+    decision = decide(evidence, ModelSettings().retrain, at=at)
+    assert decision.action == "wait"
+    assert decision.label_first == evidence.label_first
 
 
 def test_refusals_in_a_row_against_this_champion(log: InferenceLog) -> None:

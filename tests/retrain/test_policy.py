@@ -111,7 +111,7 @@ def test_a_harder_task_is_no_reason_to_retrain() -> None:
 
 @pytest.mark.parametrize(("age", "action"), [(2.0, "wait"), (12.0, "retrain")])
 def test_staleness_pays_once_the_model_is_old_enough(age: float, action: str) -> None:
-    """age x now - what staleness has cost >= half the cost of a run: 0.01 a row, cost 0.036."""
+    """age x now - what staleness has cost >= 0.7 of the cost of a run: 0.01 a row, cost 0.036."""
     stale = evidence(series=series(4, gain=0.01), cost=COST, windows_old=age)
     decision = decide(stale, SETTINGS, at=AT)
     assert decision.action == action
@@ -119,16 +119,51 @@ def test_staleness_pays_once_the_model_is_old_enough(age: float, action: str) ->
 
 
 def test_worth_by_hand() -> None:
-    found = worth(series(4, gain=0.01), cost=0.1, age=10.0)
+    # Savings that grow with age, 0.001 a window: the line through the origin finds them exactly.
+    ages = (7.0, 8.0, 9.0, 10.0)
+    growing = tuple(seen(4 - i, gain=0.001 * age) for i, age in enumerate(ages))
+    found = worth(growing, cost=0.1, age=10.0)
+    assert found.memory == "newest"
     assert found.now == pytest.approx(0.01)
-    assert found.due == pytest.approx(10 * 0.01 - 4 * 0.01)
-    assert found.price == pytest.approx(0.05)
-    assert found.why == "stale"
-    twice = worth(series(4, gain=0.01), cost=0.1, age=10.0, refusals=1)
-    assert (twice.price, twice.why) == (pytest.approx(0.1), "")
-    after = worth(series(4, gain=0.01), cost=0.1, age=10.0, refused_at=AT - 14 * DAY)
+    assert found.due == pytest.approx(10 * 0.01 - sum(0.001 * age for age in ages))
+    assert found.price == pytest.approx(0.07)
+    assert found.why == ""
+    older = worth(growing[2:], cost=0.1, age=10.0)  # 0.1 - 0.019 is above the price
+    assert older.why == "stale"
+    twice = worth(growing[2:], cost=0.1, age=10.0, refusals=1)
+    assert (twice.price, twice.why) == (pytest.approx(0.14), "")
+    after = worth(growing, cost=0.1, age=10.0, refused_at=AT - 14 * DAY)
     assert (after.windows, after.paused, after.why) == (1.0, True, "")
     assert normal_after_refusal(series(3, loss=0.2), 0.178, 0.21) == pytest.approx(0.21)
+
+
+def test_an_alarm_is_believed_unless_the_last_run_did_not_pay() -> None:
+    """The price is 0.07, the model two windows old: its run pays from 0.035 a row on."""
+
+    def judged(brought: float | None, gain: float | None) -> str:
+        alarm = [
+            msgspec.structs.replace(one, brought=brought)
+            for one in series(3, loss=0.3, gain=gain, growth=3.0)
+        ]
+        return worth(alarm, cost=0.1, age=2.0).why
+
+    assert judged(None, None) == "harm"  # nothing is known of runs yet
+    assert judged(0.04, None) == "harm"
+    assert judged(0.03, None) == ""
+    assert judged(0.03, 0.001) == ""
+    assert judged(0.03, 0.05) == "harm"  # the probe says that this run would pay
+
+
+def test_an_alarm_that_is_not_believed_is_explained() -> None:
+    worse = [
+        msgspec.structs.replace(one, brought=0.0001)
+        for one in series(4, loss=0.213, gain=0.0005, growth=3.0)
+    ]
+    doubted = evidence(series=tuple(worse), cost=COST, windows_old=4.0)
+    decision = decide(doubted, SETTINGS, at=AT)
+    assert decision.action == "wait"
+    assert "the last run brought 0.00010 a row" in decision.reason
+    assert decision.would_change == "savings that pay for a run"
 
 
 def test_policies_by_name() -> None:
