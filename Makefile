@@ -52,4 +52,6 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.development: $(VENV)/.runtime
 	@$(PIP) install --constraint constraints.txt --group dev
+	@# Triton Inference Server lies in this wheel, which pins numpy < 2 for a Python side we do not use.
+	@$(PIP) install --no-deps nvidia-pytriton==0.7.0 || echo "no Triton server for this platform: its tests skip"
 	@touch $@
