@@ -12,8 +12,8 @@ help:  ## this list
 demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EXIT=1 ends after the summary)
 	@$(BIN)/shelflife demo $(if $(EXIT),--exit)
 
-test: $(VENV)/.development  ## the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.development  ## the test suite, a file at a time on each core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (an hour)
 	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py --log-cli-level=INFO $(ARGS)
