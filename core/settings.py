@@ -19,6 +19,7 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_monitor import EvidentlyMetric as EvidentlyMetric
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -91,6 +92,12 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How much worse than expected the loss may get, relative to the baseline's."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
+    classifier_every: Duration | None = None
+    """How often a classifier tries to tell new rows from the baseline's; never when not set."""
+    text: tuple[str, ...] = ()
+    """Columns of free text: their length, non-letters and unknown words are watched as numbers."""
+    evidently: tuple[EvidentlyMetric, ...] = ()
+    """Evidently's metrics computed in every check, each with a line of its own."""
     max_age: Duration | None = None
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None

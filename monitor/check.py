@@ -19,7 +19,7 @@ from core import schema
 from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import METRICS, Metric, ModelSpec
-from monitor import verdict
+from monitor import joint, verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
 from monitor.carried import carried
 from monitor.log.privacy import not_logged
@@ -143,7 +143,9 @@ def run_check(
             tolerated, to see which repaired column takes the loss away.
     """
     rows = len(evidence.rows)
-    drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
+    drifts, issues, provisional, together = _data(
+        baseline, reference, evidence, facts, settings, at=at
+    )
     performance = _performance(baseline, evidence, settings)
     hidden = not_logged(settings.privacy, baseline.spec.columns)
     found = _carried(baseline, reference, evidence, performance, predict, hidden)
@@ -161,7 +163,7 @@ def run_check(
         at=at,
         rows=rows,
         quality=issues,
-        drift=drifts,
+        drift=(*drifts, *(each for each in together if each.drifted)),
         performance=performance,
         causes=found.causes,
         staleness=ages,
@@ -188,6 +190,7 @@ def run_check(
         labels=_labels(baseline, evidence),
         not_logged=hidden,
         causes=found.causes,
+        joint=together,
         causes_why="; ".join(part for part in (found.why, *found.notes) if part),
     )
 
@@ -222,8 +225,8 @@ def _data(
     settings: ModelSettings,
     *,
     at: datetime,
-) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
-    """Drift and quality of the window, and why the thresholds are provisional."""
+) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str, tuple[ColumnDrift, ...]]:
+    """Drift and quality of the window, why thresholds are provisional, and `monitor.joint`."""
     rows, spec = len(evidence.rows), baseline.spec
     hidden = not_logged(settings.privacy, spec.columns)
     profiles = [p for p in baseline.columns if p.role == "output" or p.column not in hidden]
@@ -239,13 +242,14 @@ def _data(
         window=span_,
         min_rows=settings.min_rows,
     )
-    drifts = drift.measure(
-        reference_counts,
-        profiles,
-        sorted_reference(baseline, reference),
-        drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
-        budget,
-    )
+    ages = at.timestamp() - moments
+    seen = drift.window_of(reference_counts, window, ages, moments, budget)
+    ordered = sorted_reference(baseline, reference)
+    drifts = drift.measure(reference_counts, profiles, ordered, seen, budget)
+    parts = joint.Parts(
+        spec, profiles, reference_counts, reference, window, seen,
+        evidence.rows.inputs, evidence.rows.outputs, ages, moments, budget,
+    )  # fmt: skip
     issues = quality.inspect(
         inputs,
         {p.key: reference_counts.spread(p.key, span_, rows) for p in inputs},
@@ -262,7 +266,8 @@ def _data(
         after=span(after) if after else 2 * span(settings.window),
     )
     provisional = provisional_of(baseline.calibration, span_) if rows else ""
-    return drifts, (*([silent] if silent else ()), *issues), provisional
+    together = joint.measure(parts, settings, at=at) if rows >= settings.min_rows else ()
+    return drifts, (*([silent] if silent else ()), *issues), provisional, together
 
 
 def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict[str, Values]:

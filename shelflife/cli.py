@@ -72,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
         "--error-rate", type=float, default=0.05, metavar="RATE",
         help="chance that two alike samples are called drifted (%(default)s)",
     )  # fmt: skip
+    compared.add_argument(
+        "--classifier", action="store_true", help="all columns at once, too (a second or two)"
+    )
     compared.add_argument("--html", metavar="FILE", help="write Evidently's report, too (seconds)")
     compared.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} on drift")
     retrain = add("retrain", "retrain now; the gate still decides", who)
