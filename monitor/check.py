@@ -133,6 +133,7 @@ def run_check(
     *,
     at: datetime,
     predict: Predict | None = None,
+    accepted: tuple[Baseline, pd.DataFrame] | None = None,
 ) -> CheckResult:
     """Measure and judge; no clock, no I/O.
 
@@ -141,10 +142,11 @@ def run_check(
         history: earlier checks of this model, newest first; three suffice.
         predict: the version itself, inputs to outputs; asked only where the loss is worse than
             tolerated, to see which repaired column takes the loss away.
+        accepted: the baseline and sample that drift is held against instead of the version's own.
     """
     rows = len(evidence.rows)
     drifts, issues, provisional, together = _data(
-        baseline, reference, evidence, facts, settings, at=at
+        *(accepted or (baseline, reference)), evidence, facts, settings, at=at
     )
     performance = _performance(baseline, evidence, settings)
     hidden = not_logged(settings.privacy, baseline.spec.columns)

@@ -43,26 +43,26 @@ def value(wanted: EvidentlyMetric, reference: pd.DataFrame, current: pd.DataFram
     Raises:
         Unknown: no such metric, wrong arguments, no single number, or whatever Evidently says.
     """
-    os.environ["DO_NOT_TRACK"] = os.environ["EVIDENTLY_DISABLE_TELEMETRY"] = "1"
-    from evidently import DataDefinition, Dataset, Report, metrics
-
-    made = getattr(metrics, wanted.metric, None)
+    evidently = _evidently()
+    made = getattr(evidently.metrics, wanted.metric, None)
     if not isinstance(made, type):
         raise Unknown(f"evidently.metrics has no {wanted.metric}")
     arguments = {**({"column": wanted.column} if wanted.column else {}), **wanted.options}
     if wanted.column and wanted.column not in current.columns:
         raise Unknown(f"there is no column {wanted.column!r}")
     numbers = [str(name) for name in reference if reference[name].dtype.kind == "f"]
-    definition = DataDefinition(
+    definition = evidently.DataDefinition(
         numerical_columns=numbers,
         categorical_columns=[str(name) for name in reference if name not in numbers],
     )
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            found = Report([made(**arguments)]).run(
-                *(Dataset.from_pandas(f, data_definition=definition) for f in (current, reference))
+            before, now = (
+                evidently.Dataset.from_pandas(frame, data_definition=definition)
+                for frame in (reference, current)
             )
+            found = evidently.Report([made(**arguments)]).run(now, before)
             answer = found.dict()["metrics"][0]["value"]
     except Exception as error:  # Evidently and what it calls raise anything
         raise Unknown(f"Evidently says {type(error).__name__}: {_short(error)}") from None
@@ -93,26 +93,37 @@ def described(texts: Sequence[object], descriptor: str) -> np.ndarray:
     Raises:
         Unknown: Evidently cannot compute it, such as unknown words without NLTK's word lists.
     """
-    os.environ["DO_NOT_TRACK"] = os.environ["EVIDENTLY_DISABLE_TELEMETRY"] = "1"
     import pandas as pd
-    from evidently import DataDefinition, Dataset, descriptors
 
     known = np.array([isinstance(text, str) for text in texts], dtype=bool)
     found = np.full(len(known), np.nan)
     if not known.any():
         return found
     frame = pd.DataFrame({"text": [t for t in texts if isinstance(t, str)]}, dtype="str")
-    made = getattr(descriptors, DESCRIPTORS[descriptor])("text", alias="found")
+    evidently = _evidently()
+    made = getattr(evidently.descriptors, DESCRIPTORS[descriptor])("text", alias="found")
+    definition = evidently.DataDefinition(text_columns=["text"])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answer = Dataset.from_pandas(
-                frame, data_definition=DataDefinition(text_columns=["text"]), descriptors=[made]
+            answer = evidently.Dataset.from_pandas(
+                frame, data_definition=definition, descriptors=[made]
             ).as_dataframe()["found"]
         found[known] = answer.to_numpy(np.float64)
     except Exception as error:  # NLTK's data, and whatever else a text sets off
         raise Unknown(f"Evidently says {type(error).__name__}: {_short(error)}") from None
     return found
+
+
+def _evidently() -> Any:
+    """The package, with its metrics and descriptors; silent, and nothing told to anybody."""
+    os.environ["DO_NOT_TRACK"] = os.environ["EVIDENTLY_DISABLE_TELEMETRY"] = "1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import evidently
+        import evidently.descriptors
+        import evidently.metrics
+    return evidently
 
 
 def _short(error: Exception) -> str:

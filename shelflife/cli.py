@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
+    accept = add("accept", "a lasting change is the new normal: measure drift against it", who)
+    accept.add_argument("model")
+    accept.add_argument("--over", metavar="SPAN", help="rows of the last 7d, 12h, …; the window's")
     for name, text in (("incidents", "what is open"), ("runs", "retraining runs")):
         listed = add(name, f"{text}, newest first", *([who] if name == "runs" else []))
         listed.add_argument("id", nargs="?", help=_ONE + (_OR_VERB if name == "runs" else ""))

@@ -179,7 +179,7 @@ def _variation(
         return 1.0, 0.0
     excess = 1 + np.sqrt(2 / pieces) * 1.3  # the 90th percentile of a mean of squares by chance
     phi = max(float(each.mean()), float(np.quantile(each, 0.9)) / excess, 1.0)
-    return phi, len(order) / pieces
+    return float(f"{phi:.4g}"), len(order) / pieces
 
 
 def _pack(values: np.ndarray) -> bytes:
