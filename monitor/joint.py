@@ -176,6 +176,9 @@ def _metrics(parts: Parts, wanted: Sequence[EvidentlyMetric]) -> list[ColumnDrif
     inputs = parts.inputs.add_prefix("in:")
     outputs = parts.outputs.add_prefix("out:")
     now = readable(parts.spec, inputs.join(outputs))
+    # One empty column and Evidently refuses a metric of the whole data set.
+    filled = [n for n in before if before[n].notna().any() and now[n].notna().any()]
+    before, now = before[filled], now[filled]
     looks = max(drift.QUARTER / parts.budget.every, 1.0)
     alpha = min(_METRIC_SHARE * parts.budget.false_alarms / looks / len(wanted), 0.05)
     known = (parts.spec.name, id(parts.sample))

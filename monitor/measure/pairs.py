@@ -112,7 +112,7 @@ def thinned(values: Values, step: int) -> Values:
 
 
 def compared(known: PairBaseline, scores: np.ndarray) -> list[Moved]:
-    """Every pair of a window beside the baseline; none when the window is too short.
+    """The pairs of a window beside the baseline; none when the window is too short.
 
     Args:
         scores: of the window's rows (see `scored`), columns as in `known`.
@@ -131,7 +131,9 @@ def compared(known: PairBaseline, scores: np.ndarray) -> list[Moved]:
     p = pvalues.p_normal(np.where(usable, z, 0.0), phi)
     pairs = list(combinations(known.columns, 2))
     return [
-        Moved(pair, float(before[i]), float(now[i]), float(p[i])) for i, pair in enumerate(pairs)
+        Moved(pair, float(before[i]), float(now[i]), float(p[i]))
+        for i, pair in enumerate(pairs)
+        if usable[i]  # not where a column has no value or one only
     ]
 
 
