@@ -324,7 +324,8 @@ def _ranked(
         why = "the reference sample has no value in this column"
         return [_unknown("wasserstein", why), _unknown("ks", why)]
     n, m = len(window), len(sample)
-    distance = effects.wasserstein(sample, window) / profile.sd if profile.sd else np.nan
+    ks, distance = effects.ks_and_wasserstein(sample, window)
+    distance = distance / profile.sd if profile.sd else np.nan
     mean, sd = w1 or (None, None)
     limit = thresholds.wasserstein_line(n, m, alpha, mean, sd, phi)
     why = "the baseline is constant" if profile.sd == 0 else "the values are too large for it"
@@ -332,7 +333,7 @@ def _ranked(
         _judged("wasserstein", distance, limit)
         if np.isfinite(distance)
         else _unknown("wasserstein", why),
-        _judged("ks", effects.ks(sample, window), thresholds.ks_line(n, m, alpha, phi)),
+        _judged("ks", ks, thresholds.ks_line(n, m, alpha, phi)),
     ]
 
 
