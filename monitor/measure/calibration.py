@@ -57,7 +57,7 @@ class Reference:
         self.layout = Layout.of(profiles)
         self.calibration = calibration
         self.strata = _unpack(self.layout, calibration)
-        self.sums = alarms.Sums.of(self.layout, self.strata)
+        self.sums = alarms.Sums.of(self.layout, self.strata).with_unseen(self.layout)
         self.variation = calibration.variation or (variation.nothing_known(self.layout, 1),)
         self.dispersion = Dispersion.of(self.variation)
         self._place = {profile.key: i for i, profile in enumerate(self.layout.ordered)}
