@@ -60,7 +60,10 @@ def champion_at(service: Service, model: str, *, at: datetime) -> Version:
     if version is None:
         known = ", ".join(service.registry.models()) or "none yet"
         if model in service.registry.models():
-            raise NotFound("champion of", model, f"no version was the champion at {iso(at)}")
+            hint = (
+                f"no version was the champion at {iso(at)}; `shelflife backtest` replays a history"
+            )
+            raise NotFound("champion of", model, hint)
         raise NotFound("model", model, f"registered models: {known}")
     return service.registry.get(model, str(version))
 
