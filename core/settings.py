@@ -109,6 +109,12 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     commit_within: Duration = "10ms"
     """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
+    latency_budget: Duration = "50ms"
+    """How long waiting and predicting may take together; batches are kept that small under load."""
+    weight: Positive = 1.0
+    """The model's share of processor and memory under load, relative to other models'."""
+    pinned: bool = False
+    """Never taken out of memory to make room for another model."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
     repeat_every: Duration = "7d"
@@ -140,8 +146,24 @@ class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     log_wait: Duration = "1s"
     """Longest a strict answer waits for its row to be committed."""
     max_batch: Annotated[int, Meta(ge=1)] = 256
+    """Most rows predicted together; a request with more goes alone."""
     threads: Annotated[int, Meta(ge=1)] = 1
     """Threads a model may use for one prediction."""
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Processes that answer on the one port, each with every model."""
+    grpc_port: Port | None = None
+    """Port of the gRPC service, which needs `shelflife[grpc]`; none when not set."""
+    queue_rows: Annotated[int, Meta(ge=1)] = 10_000
+    """Rows that may wait for one model; beyond it requests are refused (429)."""
+    answer_within: Duration = "30s"
+    """Longest a request may take, unless it says so itself; then it is given up (504)."""
+    load_within: Duration = "10s"
+    """Longest a request waits for its model to be loaded again."""
+    memory_mb: Annotated[float, Meta(ge=0)] = 0.0
+    """What models may hold of each worker's memory; those unused longest make room, and are loaded
+    again when they are asked. 0: no limit."""
+    inline: Duration = "2ms"
+    """A prediction that takes no longer is made by the event loop itself, without a thread."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

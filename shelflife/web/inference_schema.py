@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.codec import InferenceRequest
+from serving.request import InferenceRequest
 from shelflife.web.document import MODEL, Json, operation, path_parameter, ref, said
 
 __all__ = ["InferenceRequest", "components", "paths"]
