@@ -30,9 +30,9 @@ from core.settings_retrain import RetrainSettings as RetrainSettings
 from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
+from core.settings_serving import Port as Port
+from core.settings_serving import ServingSettings as ServingSettings
 from core.spec import NAME, Metric
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Secret:
@@ -135,35 +135,6 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: Port = 5000
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
-
-
-class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    max_body_mb: Positive = 8.0
-    log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
-    """Rows waiting to be logged; above it they are shed and counted."""
-    log_wait: Duration = "1s"
-    """Longest a strict answer waits for its row to be committed."""
-    max_batch: Annotated[int, Meta(ge=1)] = 256
-    """Most rows predicted together; a request with more goes alone."""
-    threads: Annotated[int, Meta(ge=1)] = 1
-    """Threads a model may use for one prediction."""
-    workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    """Processes that answer on the one port, each with every model."""
-    grpc_port: Port | None = None
-    """Port of the gRPC service, which needs `shelflife[grpc]`; none when not set."""
-    queue_rows: Annotated[int, Meta(ge=1)] = 10_000
-    """Rows that may wait for one model; beyond it requests are refused (429)."""
-    answer_within: Duration = "30s"
-    """Longest a request may take, unless it says so itself; then it is given up (504)."""
-    load_within: Duration = "10s"
-    """Longest a request waits for its model to be loaded again."""
-    memory_mb: Annotated[float, Meta(ge=0)] = 0.0
-    """What models may hold of each worker's memory; those unused longest make room, and are loaded
-    again when they are asked. 0: no limit."""
-    inline: Duration = "2ms"
-    """A prediction that takes no longer is made by the event loop itself, without a thread."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

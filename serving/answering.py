@@ -105,10 +105,8 @@ class Answering:
             ShelflifeError: whatever `serving.batching` and `serving.codec` refuse.
         """
         begun = monotonic() if since is None else since
-        if slot.evicted:
-            slot.check(version)
-            await self._arrive(slot, within, begun)
-        with slot.use(version) as loaded:
+        loaded = await self._hold(slot, version, within, begun)
+        try:
             asked = read(loaded.codec)
             if asked.time is not None:
                 field = "parameters.event_time"
@@ -116,8 +114,24 @@ class Answering:
             limits = [t for t in (within, asked.within, self._longest) if t is not None]
             end = begun + min(limits)
             version, role, outputs = await self._ask(slot, loaded, asked, end, version)
+        finally:
+            loaded.give_back()
         logged = await self._record(slot, version, role, asked, outputs)
         return Answered(asked, outputs, slot.model, version, logged)
+
+    async def _hold(
+        self, slot: Slot, version: str | None, within: float | None, begun: float
+    ) -> Loaded:
+        """The version that answers; one that made room for others is loaded again, and again if
+        it had to go before this request could take it."""
+        while True:
+            try:
+                return slot.hold(version)
+            except NotReady:
+                if not slot.evicted:
+                    raise
+            slot.check(version)
+            await self._arrive(slot, within, begun)
 
     async def _arrive(self, slot: Slot, within: float | None, begun: float) -> None:
         """Wait for a model that made room for others."""
@@ -125,11 +139,13 @@ class Answering:
         left = given - (monotonic() - begun)
         self._slots.want(slot.model)
         try:
-            await slot.arrival(min(self._load_within, left))
+            await slot.arrival(max(0.0, min(self._load_within, left)))
         except NotReady:
             if left < self._load_within:
                 raise TooLate(f"{slot.model} was not loaded within {given:g} s") from None
             raise
+        if slot.error and slot.evicted:
+            raise slot.not_ready()  # it cannot be loaded
 
     async def _ask(
         self, slot: Slot, loaded: Loaded, asked: Asked, end: float, pinned: str | None

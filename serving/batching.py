@@ -119,7 +119,7 @@ class Batcher:
                 self._begin(loop)
         if within is None:
             return await request.answer
-        timer = loop.call_later(within, _expire, request, within)
+        timer = loop.call_later(within, self._expire, request, within)
         try:
             return await request.answer
         finally:
@@ -163,6 +163,15 @@ class Batcher:
                 f"{self._rows} rows wait, too many to answer within {within:g} s",
                 retry_after=self._seconds(self._rows),
             )
+
+    def _expire(self, request: _Request, within: float) -> None:
+        """The caller's time is over: the request gives up its place."""
+        if request.answer.done():
+            return
+        request.answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
+        with self._wake, suppress(ValueError):  # the model has it already
+            self._waiting.remove(request)
+            self._rows -= request.rows
 
     def _full(self, rows: int) -> QueueFull:
         text = f"{self._rows} rows wait for the model, {self._limits.queue_rows} may; send it later"
@@ -308,11 +317,6 @@ def checked(outputs: Outputs, rows: int) -> Outputs:
             bad = array[~np.isfinite(array)][0]
             raise ModelFailed(f"{name}: the model answered {bad}; expected a finite number")
     return outputs
-
-
-def _expire(request: _Request, within: float) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
 
 
 def _deliver(results: Sequence[_Result]) -> None:

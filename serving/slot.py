@@ -123,7 +123,15 @@ class Slot:
 
     @contextmanager
     def use(self, version: str | None = None) -> Iterator[Loaded]:
-        """The current version, which stays loaded until the block ends.
+        """The current version, which stays loaded until the block ends; raises as `hold`."""
+        loaded = self.hold(version)
+        try:
+            yield loaded
+        finally:
+            loaded.give_back()
+
+    def hold(self, version: str | None = None) -> Loaded:
+        """The current version, which stays loaded until it is given back.
 
         Raises:
             NotReady: no version is loaded yet.
@@ -135,10 +143,7 @@ class Slot:
                 raise self.not_ready()
             self.check(version)
             loaded.take()
-        try:
-            yield loaded
-        finally:
-            loaded.give_back()
+            return loaded
 
     def check(self, version: str | None) -> None:
         """Raise `NotFound` where another version than the one that answers was asked for."""

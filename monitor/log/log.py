@@ -155,9 +155,6 @@ class InferenceLog:
                     )
                 ).where(offered.c.model == model)
             ).one()
-            counted = schema.counters
-            served = (counted.c.model == model) & (counted.c.name == "unsampled")
-            outside = tx.scalar(sa.select(counted.c.value).where(served)) or 0
         moments = [moment for moment in (first, oldest) if moment is not None]
         ends = [moment for moment in (last, newest) if moment is not None]
         return LogCounts(
@@ -169,7 +166,7 @@ class InferenceLog:
             unknown_labels=unknown,
             oldest=min(moments, default=None),
             newest=max(ends, default=None),
-            seen=int(seen) + int(outside),
+            seen=int(seen),
             kept=int(kept),
             unsampled_labels=int(said) - int(held),
         )
