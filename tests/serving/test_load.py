@@ -1,4 +1,4 @@
-"""Under load: queues are bounded, deadlines kept, the processor shared, the sample counted exactly."""
+"""Under load: queues bounded, deadlines kept, the processor shared, the sample counted exactly."""
 
 from __future__ import annotations
 
@@ -157,10 +157,10 @@ def test_deadlines() -> None:
         waits = ask(batcher, within=0.1)
         with pytest.raises(TooLate, match="passed"):
             await ask(batcher, within=0)
-        with pytest.raises(QueueFull, match="too many to answer within 0.005 s"):
+        with pytest.raises(QueueFull, match=r"too many to answer within 0\.005 s"):
             await ask(batcher, within=0.005)
         for late in (first, waits):  # the model hangs; the callers do not
-            with pytest.raises(TooLate, match="within 0.1 s"):
+            with pytest.raises(TooLate, match=r"within 0\.1 s"):
                 await late
         model.gate.set()
         assert (await ask(batcher, within=5))["probability"].tolist() == [0.0]

@@ -85,7 +85,7 @@ def test_the_whole_protocol(room: Any, clients: Any, tools: Any, kind: str) -> N
     again = client.infer("churn", tensors(module, columns), model_version="1", outputs=wanted)
     assert again.as_numpy("probability").tolist() == answered.tolist()
     for model, version in (("nope", ""), ("churn", "9")):
-        with pytest.raises(InferenceServerException, match="no (model|version)"):
+        with pytest.raises(InferenceServerException, match=r"no (model|version)"):
             client.infer(model, tensors(module, columns), model_version=version)
     short = tensors(module, columns)[:-1]
     with pytest.raises(InferenceServerException, match="country"):
@@ -136,7 +136,7 @@ def test_json_both_ways_compression_and_deadlines(room: Any, clients: Any, tools
     generous = grpc.infer("churn", tensors(grpcclient, columns), client_timeout=20)
     assert generous.as_numpy("probability").tolist() == expected
     assert http.infer("churn", tensors(httpclient, columns), timeout=20_000_000)
-    with pytest.raises(InferenceServerException, match="passed before|no answer within"):
+    with pytest.raises(InferenceServerException, match=r"passed before|no answer within"):
         http.infer("churn", tensors(httpclient, columns), timeout=1)
 
 

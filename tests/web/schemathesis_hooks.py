@@ -21,8 +21,6 @@ def map_path_parameters(context: Any, path_parameters: Any) -> Any:
     if not isinstance(path_parameters, dict):
         return path_parameters
     chance = _chance(path_parameters)
-    if context.operation.path.endswith("/unload"):
-        return path_parameters  # the others need the model
     known = {n: chance.choice(v) for n, v in _NAMES.items() if n in path_parameters}
     return path_parameters | known if chance.random() < 0.8 else path_parameters
 
