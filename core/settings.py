@@ -19,6 +19,9 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_interpreters import BackendChoice as BackendChoice
+from core.settings_interpreters import InterpreterSettings as InterpreterSettings
+from core.settings_interpreters import Profile as Profile
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -117,6 +120,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Never taken out of memory to make room for another model."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    backend: BackendChoice | None = None
+    """The interpreter of this model; serving's when not set."""
+    profile: Profile | None = None
+    """What its interpreter is chosen for; serving's when not set."""
     repeat_every: Duration = "7d"
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()

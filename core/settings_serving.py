@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
+from core.settings_interpreters import InterpreterSettings
 from core.settings_retrain import Duration, Positive
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
-class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServingSettings(InterpreterSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Port = 8080
     max_body_mb: Positive = 8.0
