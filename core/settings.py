@@ -21,6 +21,9 @@ from core import times
 from core.errors import SettingsError
 from core.settings_data import PrivacySettings as PrivacySettings
 from core.settings_data import QualitySettings as QualitySettings
+from core.settings_interpreters import BackendChoice as BackendChoice
+from core.settings_interpreters import InterpreterSettings as InterpreterSettings
+from core.settings_interpreters import Profile as Profile
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -32,9 +35,9 @@ from core.settings_retrain import RetrainSettings as RetrainSettings
 from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
+from core.settings_serving import Port as Port
+from core.settings_serving import ServingSettings as ServingSettings
 from core.spec import NAME, Metric
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Secret:
@@ -88,8 +91,18 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     commit_within: Duration = "10ms"
     """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
+    latency_budget: Duration = "50ms"
+    """How long waiting and predicting may take together; batches are kept that small under load."""
+    weight: Positive = 1.0
+    """The model's share of processor and memory under load, relative to other models'."""
+    pinned: bool = False
+    """Never taken out of memory to make room for another model."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    backend: BackendChoice | None = None
+    """The interpreter of this model; serving's when not set."""
+    profile: Profile | None = None
+    """What its interpreter is chosen for; serving's when not set."""
     repeat_every: Duration = "7d"
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
@@ -109,23 +122,6 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
-
-
-class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    """Address the server listens at; this machine alone by default."""
-    port: Port = 8080
-    """Where it listens; 0 takes any free port."""
-    max_body_mb: Positive = 8.0
-    """Largest inference request in megabytes, before and after decompression."""
-    log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
-    """Rows waiting to be logged; above it they are shed and counted."""
-    log_wait: Duration = "1s"
-    """Longest a strict answer waits for its row to be committed."""
-    max_batch: Annotated[int, Meta(ge=1)] = 256
-    """Most rows that are answered in one call of the model."""
-    threads: Annotated[int, Meta(ge=1)] = 1
-    """Threads a model may use for one prediction."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -80,7 +80,7 @@ def _file(given: argparse.Namespace) -> str | None:
 def do_serve(given: argparse.Namespace) -> int:
     from shelflife.server import serve
 
-    return serve(Service.open(given.settings))
+    return serve(Service.open(given.settings), given.settings)
 
 
 def do_watch(given: argparse.Namespace) -> int:

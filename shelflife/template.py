@@ -27,8 +27,15 @@ TEMPLATE = """\
 #   max_body_mb: 8
 #   log_queue_rows: 20000     # rows waiting to be logged; above it they are shed and counted
 #   log_wait: 1s              # longest an answer waits for its row to be committed
-#   max_batch: 256
-#   threads: 1
+#   max_batch: 256            # most rows predicted together
+#   threads: 1                # of one prediction
+#   workers: 1                # processes that answer on the one port
+#   grpc_port: null           # of the gRPC service (`shelflife[grpc]`); none when not set
+#   queue_rows: 10000         # rows that may wait for one model; beyond it: 429
+#   answer_within: 30s        # longest a request may take, unless it says so itself
+#   load_within: 10s          # longest a request waits for its model to be loaded again
+#   memory_mb: 0              # of models in a worker; those unused longest make room; 0: no limit
+#   inline: 2ms               # shorter predictions are made without a thread
 
 # ingest:                     # predictions and labels from elsewhere, /api/v1
 #   max_body_mb: 8            # before and after decompression
@@ -71,6 +78,9 @@ defaults:                     # for every model, unless its own section says oth
   #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
   # commit_within: 10ms        # relaxed: what a crash can lose
+  # latency_budget: 50ms      # of waiting and predicting together; batches are kept that small
+  # weight: 1                 # share of processor and memory under load
+  # pinned: false             # never taken out of memory for another model
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
