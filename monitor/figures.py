@@ -1,7 +1,7 @@
 """Performance as plain values: metrics, estimates, proof, forecasts, each with what it rests on.
 
-Part of `monitor.results.CheckResult` and stored with it as JSON. A number that could not be computed
-is None and says why; it is never zero.
+Part of `monitor.results.CheckResult` and stored with it as JSON. A number that could not be
+computed is None and says why; it is never zero.
 """
 
 from __future__ import annotations
@@ -107,8 +107,10 @@ class Proof(Struct, frozen=True, kw_only=True):
     ever reach `line` in at most `alpha` of all models' lives, however often one looks.
     """
 
+    metric: str
+    tolerated: float  # the line itself, in the metric's own unit
     evidence: float
-    line: float  # 1 / alpha
+    line: float  # that proves: 1 / alpha
     alpha: float
     proven: bool
     n: int  # labelled rows seen since the promotion
@@ -116,7 +118,6 @@ class Proof(Struct, frozen=True, kw_only=True):
     since: datetime | None = None  # when it was proven first
     until: datetime | None = None  # labels known up to here have been counted
     bets: tuple[float, ...] = ()  # what each bet's evidence has grown to (its logarithm)
-    why: str = ""
 
 
 class Within(Struct, frozen=True, kw_only=True):
@@ -166,8 +167,8 @@ class Forecast(Struct, frozen=True, kw_only=True):
 class ShelfLife(Struct, frozen=True, kw_only=True):
     """The remaining life of the checked version, by two yardsticks.
 
-    Days in it are counted from `at`, the moment of the check (a forecast's own days, from the end of
-    its newest window, are already turned into them); `unit` times a ratio is the metric.
+    Days in it are counted from `at`, the moment of the check (a forecast's own days, from the end
+    of its newest window, are already turned into them); `unit` times a ratio is the metric.
     """
 
     at: datetime

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
-from core.spec import METRICS, Metric, ModelSpec, Task
+from core.spec import METRICS, ModelSpec, Task
 from monitor.figures import Figure
 from monitor.measure.performance import aggregate, matrix, metric_interval, row_loss
 
@@ -94,7 +94,8 @@ class _Rows(NamedTuple):
         """The class each row is answered with, shape (n,)."""
         if self.spec.task == "binary":
             return (self.answers[:, 0] >= self.choices.threshold).astype(np.intp)
-        return self.answers.argmax(axis=1)
+        found: np.ndarray = self.answers.argmax(axis=1)
+        return found
 
 
 def better(name: str) -> Better:
@@ -181,9 +182,9 @@ def _one(name: str, rows: _Rows) -> Value:
     if not len(rows.y):
         return Value(why="no row has both a label and an answer")
     if name in METRICS[rows.spec.task]:
-        losses = row_loss(rows.spec, rows.answers, rows.y, cast("Metric", name))
-        low, high = metric_interval(cast("Metric", name), losses)
-        return Value(aggregate(cast("Metric", name), losses), low, high, len(rows.y))
+        losses = row_loss(rows.spec, rows.answers, rows.y, name)
+        low, high = metric_interval(name, losses)
+        return Value(aggregate(name, losses), low, high, len(rows.y))
     return _METHODS[name](rows)
 
 

@@ -1,4 +1,4 @@
-"""Every metric against scikit-learn, its interval against repetition, and what cannot be computed."""
+"""Every metric against scikit-learn, its interval against repetition, what cannot be computed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,9 @@ def test_zero_labels_have_no_percentage_error() -> None:
 def test_which_way_is_worse_depends_on_the_metric() -> None:
     def judged(name: str, value: float, low: float, high: float, n: int = 100) -> Figure:
         expected = Value(0.8, n=500)
-        return figure(name, Value(value, low, high, n), expected=expected, tolerance=0.1, min_rows=50)
+        return figure(
+            name, Value(value, low, high, n), expected=expected, tolerance=0.1, min_rows=50
+        )
 
     assert judged("roc_auc", 0.6, 0.55, 0.65).worse is True
     assert judged("roc_auc", 0.9, 0.85, 0.95).worse is False
