@@ -108,6 +108,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
+    late_data_after: Duration | None = None
+    """Rows that arrive later than this after they were asked are late; the check window when not
+    set, since no check judges them any more."""
+    no_labels_after: Duration | None = None
+    """Longest normal silence of labels; two check windows and `label_delay` when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None

@@ -19,9 +19,10 @@ from core import schema
 from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import ModelSpec
-from monitor import estimating, outcome, proving, verdict
+from monitor import estimating, lateness, outcome, proving, verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
-from monitor.figures import Track
+from monitor.figures import ShelfLife, Track
+from monitor.log.arrivals import Arrivals
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness
@@ -64,6 +65,8 @@ class Evidence(Struct, kw_only=True):
     lags: tuple[tuple[float, float], ...] = ()  # their (quantile, seconds from row to label)
     activity: LabelActivity | None = None  # None: nobody counted
     track: Track | None = None  # how right estimates have been; None: nobody looked
+    arrivals: Arrivals | None = None  # rows that arrived since the check before; None: unknown
+    shelf_life: ShelfLife | None = None  # None: nobody forecast it
 
 
 def gather(
@@ -152,6 +155,10 @@ def run_check(
         newest_prediction=evidence.newest_prediction,
         newest_label=evidence.newest_label,
         label_lag=evidence.label_lag,
+        baseline=baseline.created,
+        checked=history[0].at if history else None,
+        received=evidence.arrivals.newest if evidence.arrivals else None,
+        arrival=evidence.arrivals.median if evidence.arrivals else None,
     )
     judged = verdict.Evidence(
         version=facts.version,
@@ -164,6 +171,10 @@ def run_check(
         staleness=ages,
         promoted=facts.promoted,
         label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
+        proof=proof,
+        shelf_life=evidence.shelf_life,
+        arrivals=evidence.arrivals,
+        newest=evidence.newest_prediction,
     )
     state, reason, findings = verdict.judge(judged, history, settings)
     return CheckResult(
@@ -189,6 +200,7 @@ def run_check(
         measured=measured,
         estimated=estimated,
         proof=proof,
+        shelf_life=evidence.shelf_life,
     )
 
 
@@ -262,6 +274,8 @@ def _data(
         after=span(after) if after else 2 * span(settings.window),
     )
     provisional = provisional_of(baseline.calibration, span_) if rows else ""
+    if lateness.arriving(evidence.arrivals, settings):
+        silent = None  # rows do come, only late: that is told instead
     return drifts, (*([silent] if silent else ()), *issues), provisional
 
 

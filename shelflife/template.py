@@ -65,6 +65,8 @@ defaults:                     # for every model, unless its own section says oth
   # label_delay: 30d          # how late labels are; measured when not set
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
+  # late_data_after: 7d       # rows that arrive later than this are late; the window when not set
+  # no_labels_after: 14d      # silence of labels; two windows and label_delay when not set
   # sample_rate: 1.0          # share of predictions that are logged
   # retention: 400d           # older rows and their labels are deleted; kept for ever when not set
   # privacy:                  # what may not be logged is not monitored either
