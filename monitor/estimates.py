@@ -42,6 +42,8 @@ class EstimateRow(Struct, frozen=True, kw_only=True):
     made: datetime
     realised: float | None = None  # None while most of the labels are missing
     realised_n: int | None = None
+    first: float | None = None  # the realised metric when most of the labels had come …
+    settled: datetime | None = None  # … which this check found
 
 
 _FIELDS = EstimateRow.__struct_fields__
@@ -69,11 +71,18 @@ def record(tx: sa.Connection, ledger: Ledger, result: CheckResult) -> None:
         key = {"model": result.model, "start": window.start, "version": window.version}
         mine = sa.and_(*(table.c[name] == value for name, value in key.items()))
         tx.execute(ledger.insert_ignore(table).values(**key, **values))
-        tx.execute(table.update().where(mine, table.c.made <= result.at).values(**values))
+        tx.execute(
+            table.update()
+            .where(mine, table.c.made <= result.at, table.c.settled.is_(None))
+            .values(**values)
+        )
 
 
-def settle(tx: sa.Connection, model: str) -> None:
-    """Take the realised metric of windows most of whose labels have come, as it is known now."""
+def settle(tx: sa.Connection, model: str, *, at: datetime) -> None:
+    """Take the realised metric of windows most of whose labels have come, as it is known now.
+
+    The first one stays beside it, with the moment: what `track` told of the past stays true.
+    """
     table, scores = schema.window_estimates, schema.window_scores
     same = sa.and_(
         scores.c.model == table.c.model,
@@ -102,6 +111,8 @@ def settle(tx: sa.Connection, model: str) -> None:
             & (table.c.version == row.version)
         )
         tx.execute(table.update().where(mine).values(realised=row.value, realised_n=row.n))
+        first = {"first": row.value, "settled": at}
+        tx.execute(table.update().where(mine, table.c.settled.is_(None)).values(**first))
 
 
 def listed(
@@ -134,15 +145,14 @@ def _row(row: Any) -> EstimateRow:
 
 
 def track(ledger: Ledger, model: str, metric: str, *, at: datetime) -> Track:
-    """How right the estimates of windows that ended by a moment have been so far."""
+    """How right estimates have been, of windows whose labels had come by a moment."""
     table = schema.window_estimates
     query = (
         sa.select(table)
         .where(
             table.c.model == model,
             table.c.metric == metric,
-            table.c.end <= at,
-            table.c.realised.is_not(None),
+            table.c.settled < at,
         )
         .order_by(table.c.start.desc(), table.c.version)
         .limit(_KEPT)
@@ -153,13 +163,13 @@ def track(ledger: Ledger, model: str, metric: str, *, at: datetime) -> Track:
 
 def tracked(rows: Sequence[EstimateRow]) -> Track:
     """How right these estimates were; only windows whose labels came count."""
-    settled = [row for row in rows if row.realised is not None]
+    settled = [row for row in rows if row.first is not None]
     n = sum(row.realised_n or 0 for row in settled)
     if len(settled) < _LEAST:
         few = f"{len(settled)} of the {_LEAST} windows with labels that are needed to tell"
         return Track(windows=len(settled), n=n, why=few)
     value = np.array([row.value for row in settled])
-    truth = np.array([row.realised for row in settled], dtype=np.float64)
+    truth = np.array([row.first for row in settled], dtype=np.float64)
     inside = [row.low <= float(t) <= row.high for row, t in zip(settled, truth, strict=True)]
     hoped = np.array([row.expected if row.expected is not None else np.nan for row in settled])
     known = np.isfinite(hoped)

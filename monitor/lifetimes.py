@@ -70,22 +70,35 @@ def served(
 def record(
     tx: sa.Connection, ledger: Ledger, model: str, points: Iterable[LifePoint], *, at: datetime
 ) -> None:
-    """Keep points; one that is known takes the new value (labels may have come since)."""
+    """Keep points that are new or have changed (labels may have come since) as of a moment.
+
+    What was known earlier stays, so that a forecast of the past finds what it found then.
+    """
     table = schema.life_points
     for point in points:
-        key = {"model": model, "version": point.version, "start": point.start}
-        values = {name: getattr(point, name) for name in _FIELDS if name not in key}
-        if point.fresh is None:
-            values.pop("fresh")
-        mine = sa.and_(*(table.c[name] == value for name, value in key.items()))
-        tx.execute(ledger.insert_ignore(table).values(**key, **values, at=at))
-        tx.execute(table.update().where(mine, table.c.at <= at).values(**values, at=at))
+        mine = (
+            (table.c.model == model)
+            & (table.c.version == point.version)
+            & (table.c.start == point.start)
+        )
+        query = sa.select(table).where(mine, table.c.at <= at).order_by(table.c.at.desc()).limit(1)
+        last = tx.execute(query).first()
+        if last is not None:
+            point = replace(point, fresh=last.fresh if point.fresh is None else point.fresh)
+            if _point(last) == point:
+                continue
+        values = {name: getattr(point, name) for name in _FIELDS}
+        tx.execute(ledger.insert_ignore(table).values(model=model, at=at, **values))
+
+
+def _point(row: Any) -> LifePoint:
+    return LifePoint(**{name: getattr(row, name) for name in _FIELDS})
 
 
 def listed(
     ledger: Ledger, model: str, *, metric: str | None = None, until: datetime | None = None
 ) -> list[LifePoint]:
-    """Every point that is kept, by version and time."""
+    """Every point as it was known before a moment (now when None), by version and time."""
     table = schema.life_points
     query = sa.select(table).where(table.c.model == model)
     if metric is not None:
@@ -93,8 +106,9 @@ def listed(
     if until is not None:
         query = query.where(table.c.at < until)
     with ledger.read() as tx:
-        rows: Sequence[Any] = tx.execute(query.order_by(table.c.version, table.c.start)).all()
-    return [LifePoint(**{name: getattr(row, name) for name in _FIELDS}) for row in rows]
+        rows: Sequence[Any] = tx.execute(query.order_by(table.c.at)).all()
+    found = {(row.version, row.start): _point(row) for row in rows}
+    return [found[key] for key in sorted(found)]
 
 
 def due(

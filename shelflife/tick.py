@@ -104,7 +104,7 @@ def tick(
         if past is not None:
             scores.record(tx, service.ledger, past)
         estimates.record(tx, service.ledger, result)
-        estimates.settle(tx, model)
+        estimates.settle(tx, model, at=at)
         lifetimes.record(tx, service.ledger, model, points, at=at)
         if seen is not None:
             observing.record(tx, service.ledger, model, champion.version, seen)
