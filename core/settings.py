@@ -71,6 +71,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The loss to watch; the model's own (Brier, log loss, MAE) when not set."""
     tolerance: Positive = 0.1
     """How much worse than expected the loss may get, relative to the baseline's."""
+    threshold: Share = 0.5
+    """Probability from which a binary answer counts as positive, for accuracy, F1, precision and
+    recall."""
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """The quantile that a regression predicts, for its pinball loss."""
+    segments: tuple[str, ...] = ()
+    """Input columns whose levels (or quarters, of a number) are scored by themselves; when empty
+    the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
     max_age: Duration | None = None
@@ -82,6 +90,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
+    late_data_after: Duration | None = None
+    """Rows that arrive later than this after they were asked are late; the check window when not
+    set, since no check judges them any more."""
+    no_labels_after: Duration | None = None
+    """Longest normal silence of labels; two check windows and `label_delay` when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None

@@ -64,11 +64,16 @@ defaults:                     # for every model, unless its own section says oth
   # min_rows: 50              # fewer rows or labels are `insufficient_data`, never an alarm
   # metric: brier             # brier, log_loss (classification); mae, rmse (regression)
   tolerance: 0.1              # how much worse than expected, relative to the baseline
+  # threshold: 0.5            # probability from which a binary answer counts as positive
+  # quantile: 0.5             # that a regression predicts, for its pinball loss
+  # segments: []              # input columns whose levels are scored by themselves
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
+  # late_data_after: 7d       # rows that arrive later than this are late; the window when not set
+  # no_labels_after: 14d      # silence of labels; two windows and label_delay when not set
   # sample_rate: 1.0          # share of predictions that are logged
   # retention: 400d           # older rows and their labels are deleted; kept for ever when not set
   # privacy:                  # what may not be logged is not monitored either
