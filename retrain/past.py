@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from core import schema
 from core.errors import NotFound
+from core.ledger import Ledger
 from core.settings import span
 from monitor import baseline
 from retrain.dataset import Account, Exclusions
@@ -97,26 +98,27 @@ _ROWS_IN: tuple[tuple[str, Callable[[bytes], int]], ...] = (
 )
 
 
-def past_scores(context: RunContext, run: RunState) -> tuple[dict[str, float], ...]:
-    """The window scores of the model's earlier runs, oldest first."""
+def past_scores(ledger: Ledger, model: str, *, before: datetime) -> tuple[dict[str, float], ...]:
+    """The window scores of the model's earlier runs, oldest first; a run that took the settled
+    window without a competition has none."""
     table, steps = schema.runs, schema.run_steps
     query = (
         sa.select(steps.c.result)
         .join(table, table.c.id == steps.c.run_id)
         .where(
-            table.c.model == run.model,
-            table.c.started < run.started,
+            table.c.model == model,
+            table.c.started < before,
             steps.c.name == "train",
             steps.c.state == "done",
         )
         .order_by(table.c.started.desc())
         .limit(_RUNS)
     )
-    with context.ledger.read() as tx:
+    with ledger.read() as tx:
         texts = tx.scalars(query).all()
-    found: list[dict[str, float]] = []
-    for text in reversed(texts):
-        choice = msgspec.json.decode(text, type=TrainerResult).choice
-        if choice is not None and choice.scores:
-            found.append({str(score.name): score.relative for score in choice.scores})
-    return tuple(found)
+    choices = (msgspec.json.decode(text, type=TrainerResult).choice for text in reversed(texts))
+    return tuple(
+        {str(score.name): score.relative for score in choice.scores}
+        for choice in choices
+        if choice is not None
+    )

@@ -157,7 +157,7 @@ def _train(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
         time_limit_s=span(settings.time_limit).total_seconds(),
         metric=context.settings.metric,
         windows=account.windows,
-        past=past.past_scores(context, run),
+        past=past.past_scores(context.ledger, run.model, before=run.started),
         judged_rows=account.holdout_rows,
         search=settings.search,
     )

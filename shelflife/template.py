@@ -84,7 +84,7 @@ defaults:                     # for every model, unless its own section says oth
     cooldown: 7d
     # budget_per_quarter: 12
     # min_new_labels: 200
-    # cost_of_run: 0.2        # in expected losses of one check window
+    # cost_of_run: 0.2        # of one training job, in expected losses of one check window
     # rows: 0                 # train on at most so many of the newest rows; 0: all
     # windows: [recent, all, since_change, blend]  # what competes; decay: older rows weigh less
     # recent_rows: 0          # rows of the window recent; 0: those of the first version

@@ -177,7 +177,7 @@ def _candidate(
             labels,
             fit,
             judged_rows=account.holdout_rows,
-            past=past.past_scores(context, run),
+            past=past.past_scores(context.ledger, run.model, before=run.started),
             metric=context.settings.metric,
         )
         estimator, _ = settle(
