@@ -93,6 +93,9 @@ class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     watch_in_shadow: bool = False
     """Let the old champion answer a copy of the requests while the new one is watched. Without it
     its answers are computed from the logged inputs, which gives the same rows later."""
+    shadow_challenger: bool = True
+    """Let a version that a person makes `challenger`, in MLflow or by registering it, answer a copy
+    of the requests, while no run has a candidate in a stage of its own."""
 
 
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

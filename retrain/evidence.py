@@ -231,7 +231,11 @@ def _label_first(log: SampleLog, check: CheckResult, at: datetime) -> tuple[Labe
 
 
 def _gate_refused(gate: str) -> bool:
-    return bool(gate) and not msgspec.json.decode(gate, type=GateResult).passed
+    """A refusal that a person overruled later was one all the same."""
+    if not gate:
+        return False
+    found = msgspec.json.decode(gate, type=GateResult)
+    return not found.passed or found.path == "forced"
 
 
 def _labels_of(tx: sa.Connection, run_id: str) -> int:

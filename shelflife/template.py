@@ -111,6 +111,7 @@ defaults:                     # for every model, unless its own section says oth
     #   canary_for: 1d        # for so long, or so many rows
     #   undecided: promote    # or refuse: at the end, when nothing is proven
     #   watch_in_shadow: false  # let the old champion answer a copy while it is compared
+    #   shadow_challenger: true  # let what a person makes challenger answer a copy
     # gate:
     #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
     #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"
