@@ -29,11 +29,21 @@ from streams import Stream, answer, learn
 
 from core.settings import RetrainSettings
 from monitor.measure.performance import row_loss
-from retrain.windows import Name, Window, change_point, choose, propose, settled, weights
+from retrain.windows import (
+    Name,
+    Window,
+    change_point,
+    choose,
+    indifference,
+    propose,
+    settled,
+    weights,
+)
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
 STARTS, EVERY, JUDGED, SCORED = range(2, 7), 5, 2, slice(1, 4)
 MOST = 40_000
+COST = RetrainSettings().cost_of_run
 DEFAULT = RetrainSettings().windows
 SETS: dict[str, tuple[Name, ...]] = {
     "always recent": ("recent",),
@@ -132,7 +142,9 @@ def excess(
         change = bench.change(k - JUDGED, start) if "since_change" in names else None
         before = bench.windows(k - JUDGED, names, change)
         single = [window for window in before if not window.parts]
-        known = None if always or len(single) < 2 else settled(before, past)
+        unimportant = indifference(len(single), cost_of_fit=COST, lasts=EVERY)
+        known = settled(before, past, indifferent=unimportant)
+        known = None if always or len(single) < 2 else known
         if known is None:
             losses = {
                 window.name: bench.losses(k - JUDGED, bench.outputs(k - JUDGED, window, before))[

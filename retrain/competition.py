@@ -33,6 +33,7 @@ def compete(
     *,
     judged_rows: int,
     past: Sequence[dict[str, float]],
+    indifferent: float,
     metric: Metric | None,
 ) -> Choice | None:
     """Which window wins; None where there is nothing to choose from.
@@ -44,12 +45,13 @@ def compete(
         fit: fits one window on the rows it is given; what it raises counts the window out.
         judged_rows: newest rows to be judged on; at most a fourth of all.
         past: see `retrain.windows.choose`.
+        indifferent: see `retrain.windows.settled`.
     """
     judged = min(judged_rows, len(inputs) // 4)
     single = [window for window in windows if not window.parts]
     if len(single) < 2 or judged < _LEAST:
         return None
-    known = settled(windows, past)
+    known = settled(windows, past, indifferent=indifferent)
     if known is not None:
         return known
     cut = len(inputs) - judged

@@ -24,7 +24,7 @@ from retrain.past import past_scores
 from retrain.policy import BUDGET_SPAN, Decision, PolicyEvidence, run_wanted
 from retrain.probe import Observation
 from retrain.watch import failed_promotions
-from retrain.windows import fits_ahead
+from retrain.windows import fits_ahead, indifference
 
 _MOST_UNLABELLED = 20_000  # rows of the window among which labels are asked for
 
@@ -69,7 +69,8 @@ def gather(
         begun = [moment for moment in (promoted, runs[0].started if runs else None) if moment]
         passed = _windows_since(tx, check, max(begun), at) if begun else None
     series = (*series, seen) if seen is not None else series
-    fits = _fits_ahead(ledger, model, settings, at)
+    old = _windows_old(series, trained_until, window)
+    fits = _fits_ahead(ledger, model, settings, old, at)
     age = check.staleness.model
     found = PolicyEvidence(
         version=version,
@@ -81,7 +82,7 @@ def gather(
         series=series,
         cost=None if expected is None else settings.retrain.cost_of_run * expected * fits,
         fits=fits,
-        windows_old=_windows_old(series, trained_until, window),
+        windows_old=old,
         labelled_here=max(labelled, check.labelled),
         runs_in_quarter=sum(run.started > at - BUDGET_SPAN for run in runs),
         last_run=runs[0].started if runs else None,
@@ -131,13 +132,17 @@ def record(
     return int(added.inserted_primary_key[0]) if added.inserted_primary_key else 0
 
 
-def _fits_ahead(ledger: Ledger, model: str, settings: ModelSettings, at: datetime) -> float:
+def _fits_ahead(
+    ledger: Ledger, model: str, settings: ModelSettings, old: float, at: datetime
+) -> float:
     """How many training jobs a run decided on now will probably take."""
     retrain = settings.retrain
     searching = bool(retrain.search.space) and not retrain.trainer
     trials = retrain.search.trials if searching else 0
     past = past_scores(ledger, model, before=at)
-    return fits_ahead(retrain.windows, past, trials=trials)
+    singles = len([name for name in retrain.windows if name not in ("blend", "since_change")])
+    unimportant = indifference(singles, cost_of_fit=retrain.cost_of_run, lasts=old)
+    return fits_ahead(retrain.windows, past, trials=trials, indifferent=unimportant)
 
 
 def _runs(tx: sa.Connection, model: str, at: datetime) -> Sequence[Any]:

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import NotFound
 from core.ledger import Ledger
-from core.settings import span
+from core.settings import ModelSettings, span
 from monitor import baseline
 from retrain.dataset import Account, Exclusions
 from retrain.job import TrainerResult
 from retrain.run import RunContext, RunState
+from retrain.windows import indifference
 
 _RUNS = 20  # earlier runs whose window scores count; older ones weigh next to nothing
 _WIDER = 10.0  # a number this many times the usual range wide is impossible, as in monitor.quality
@@ -122,3 +123,15 @@ def past_scores(ledger: Ledger, model: str, *, before: datetime) -> tuple[dict[s
         for choice in choices
         if choice is not None
     )
+
+
+def indifferent(
+    settings: ModelSettings, account: Account, *, champion_until: datetime | None
+) -> float:
+    """The share of the loss that is not worth a competition of this run's windows: the candidate
+    will probably serve as long as the champion's training data is old now."""
+    singles = len([window for window in account.windows if not window.parts])
+    lasts = 1.0
+    if champion_until is not None:
+        lasts = (account.holdout_until - champion_until) / span(settings.window)
+    return indifference(singles, cost_of_fit=settings.retrain.cost_of_run, lasts=lasts)

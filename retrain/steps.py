@@ -158,6 +158,9 @@ def _train(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
         metric=context.settings.metric,
         windows=account.windows,
         past=past.past_scores(context.ledger, run.model, before=run.started),
+        indifferent=past.indifferent(
+            context.settings, account, champion_until=_trained_until(context, run)
+        ),
         judged_rows=account.holdout_rows,
         search=settings.search,
     )

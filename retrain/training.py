@@ -81,6 +81,7 @@ class _Trainer:
             [window.name for window in job.windows],
             job.past,
             trials=job.search.trials if searching else 0,
+            indifferent=job.indifferent,
         )
         self.report = Reporter(folder, round(planned))
 
@@ -113,6 +114,7 @@ class _Trainer:
             self.fit,
             judged_rows=self.job.judged_rows,
             past=self.job.past,
+            indifferent=self.job.indifferent,
             metric=self.job.metric,
         )
         if choice is not None:

@@ -7,9 +7,10 @@ their average, discounted by `CARRY` per run. `blend`, the average of the models
 `all`, is the soft choice: it competes without a fit of its own, and wins where neither is better.
 `benchmarks/windows.py` scores the choice.
 
-A competition costs a fit per window, so it is held only while its outcome is open (`settled`): once
-the leader is further ahead than any single run has ever moved it, that window is taken unasked.
-Each run without a competition discounts the lead like any other, so the question comes up again.
+A competition costs a fit per window, so it is held only while its outcome is open and what it
+could change pays for its fits (`settled`, `indifference`). Otherwise the leader is taken unasked.
+Each run without a competition wears the lead off and widens what one might find, so the question
+comes up again.
 """
 
 from __future__ import annotations
@@ -155,34 +156,53 @@ def choose(
     )
 
 
-def settled(windows: Sequence[Window], past: Sequence[Mapping[str, float]]) -> Choice | None:
-    """The window that earlier runs have settled on; None while a competition could change it.
+def settled(
+    windows: Sequence[Window], past: Sequence[Mapping[str, float]], *, indifferent: float = 0.0
+) -> Choice | None:
+    """The window that earlier runs have settled on; None while a competition is worth its fits.
 
     Args:
         windows: those that would compete.
         past: see `choose`; an empty entry is a run that held no competition.
+        indifferent: share of the loss that is not worth a competition (`indifference`).
     """
     held = [run for run in past if run]
     if len(held) < 2 or any(w.name not in held[-1] for w in windows):
         return None
+    since = next(index for index, run in enumerate(reversed(past)) if run)
     leads = {w.name: _carried(past, w.name) for w in windows}
     leader = min(windows, key=lambda w: leads[w.name])
     for other in windows:
         if other is leader:
             continue
         both = [run for run in held if other.name in run and leader.name in run]
-        swing = max(abs(run[other.name] - run[leader.name]) for run in both)
-        if not leads[other.name] - leads[leader.name] > swing:
+        swing = max(abs(run[other.name] - run[leader.name]) for run in both) / CARRY**since
+        if not leads[other.name] - leads[leader.name] > swing - indifferent:
             return None
     reason = (
-        f"{_words(leader)}: further ahead by {len(held)} earlier competitions than any of them "
-        "could change, so none was held"
+        f"{_words(leader)}: ahead by {len(held)} earlier competitions, and another would hardly "
+        "change that or not pay for its fits, so none was held"
     )
     return Choice(window=leader, reason=reason, runs=len(held))
 
 
+def indifference(windows: int, *, cost_of_fit: float, lasts: float) -> float:
+    """The share of the loss that a better window would have to save to pay for a competition.
+
+    Args:
+        windows: that would compete, each with a fit of its own.
+        cost_of_fit: in expected losses of one check window.
+        lasts: check windows that a candidate will probably serve.
+    """
+    return windows * cost_of_fit / max(lasts, 1.0)
+
+
 def fits_ahead(
-    names: Sequence[str], past: Sequence[Mapping[str, float]], *, trials: int = 0
+    names: Sequence[str],
+    past: Sequence[Mapping[str, float]],
+    *,
+    trials: int = 0,
+    indifferent: float = 0.0,
 ) -> float:
     """How many fits the next run will probably take, the competition's included.
 
@@ -190,6 +210,7 @@ def fits_ahead(
         names: the windows that the settings offer.
         past: see `choose`.
         trials: of a hyperparameter search; 0: none.
+        indifferent: see `settled`.
     """
     single = [name for name in names if name != "blend"]
     if len(single) < 2:
@@ -203,7 +224,7 @@ def fits_ahead(
         for name in known
         if name in names
     ]
-    choice = settled(windows, past)
+    choice = settled(windows, past, indifferent=indifferent)
     leader = choice.window.name if choice else min(known, key=lambda n: _carried(past, n))
     own = 2.0 if leader == "blend" else 1.0
     return trials + own + (0.0 if choice else float(len([n for n in known if n != "blend"])))

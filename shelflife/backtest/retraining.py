@@ -178,6 +178,11 @@ def _candidate(
             fit,
             judged_rows=account.holdout_rows,
             past=past.past_scores(context.ledger, run.model, before=run.started),
+            indifferent=past.indifferent(
+                context.settings,
+                account,
+                champion_until=replica.memory.kept[run.champion].baseline.trained_until,
+            ),
             metric=context.settings.metric,
         )
         estimator, _ = settle(
