@@ -114,6 +114,8 @@ def _tell(service: Service, state: run.RunState, at: datetime) -> None:
 
 
 def _asked(state: run.RunState) -> str:
+    if state.gate is not None and state.gate.asks:
+        return f"version {state.candidate} waits for a person: {state.gate.reason}"
     return f"version {state.candidate} passed the gate and waits for a person"
 
 

@@ -99,7 +99,7 @@ defaults:                     # for every model, unless its own section says oth
     cooldown: 7d
     # budget_per_quarter: 12
     # min_new_labels: 200
-    # cost_of_run: 0.2        # in expected losses of one check window
+    # cost_of_run: 0.2        # of one training job, in expected losses of one check window
     # rows: 0                 # train on at most so many of the newest rows; 0: all
     # windows: [recent, all, since_change, blend]  # what competes; decay: older rows weigh less
     # recent_rows: 0          # rows of the window recent; 0: those of the first version
@@ -126,6 +126,7 @@ defaults:                     # for every model, unless its own section says oth
     #   canary_for: 1d        # for so long, or so many rows
     #   undecided: promote    # or refuse: at the end, when nothing is proven
     #   watch_in_shadow: false  # let the old champion answer a copy while it is compared
+    #   shadow_challenger: true  # let what a person makes challenger answer a copy
     # gate:
     #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
     #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"
