@@ -19,6 +19,9 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
+from core.settings_receivers import ReceiverSettings as ReceiverSettings
+from core.settings_receivers import ReceiverType as ReceiverType
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -129,6 +132,9 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: Port = 5000
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
+    webhook_secret: str = ""
+    """`env:NAME` or `file:/path` of the secret of MLflow's registry webhooks, which hasten a poll;
+    their way in is closed when empty."""
 
 
 class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,17 +170,6 @@ class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     port: Port = 8501
 
 
-class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    url: str
-    """Where the message goes; `env:NAME` where the address itself is a secret."""
-    type: Literal["webhook"] = "webhook"
-    secret: str = ""
-    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
-    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
-    timeout: Duration = "15s"
-
-
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -195,6 +190,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.errors import LeaseLost, ShelflifeError
 from core.ledger import Lease, release_lease, take_lease
 from core.settings import span
-from monitor.alert import outbox
+from monitor.alert import delivery
 from monitor.alert import receivers as tellers
 from retrain import run
 from shelflife import commands, housekeeping, reports
@@ -162,7 +162,7 @@ class Scheduler:
 
     def deliver(self) -> None:
         """Send what is in the outbox."""
-        outbox.deliver_due(self.service.ledger, self.receivers, now=wall_clock())
+        delivery.deliver_due(self.service.ledger, self.receivers, now=wall_clock())
 
     def obey_commands(self) -> None:
         """Carry out what people asked for through the API or the dashboard."""
