@@ -21,6 +21,7 @@ from monitor.alert.webhook import target
 #: An alert expires after so many refreshes that did not come (a restart must not resolve it).
 _MISSED = 10
 _LABEL = re.compile(r"^[a-zA-Z_][a-zA-Z0-9_]*$")
+_NAMED = ("model", "cause", "severity", "environment", "owner")
 _BATCH = 200
 _ANNOTATION = 4000
 
@@ -41,21 +42,18 @@ class Alertmanager:
         return self._target.timeout
 
     def send(self, message: Message, *, at: datetime) -> Outcome:
-        """Tell of one incident: it is there, or it is over."""
-        found = [alert(message, at, self.every * _MISSED)]
-        if message.data.get("event") == "worse":  # another label set: the old one is over
-            found += past(message, at)
-        outcome = self._post(found, at)
+        """Tell of a message's incidents: they are there, or they are over."""
+        outcome = self._post(alerts(message, at, self.every * _MISSED), at)
         if outcome.status == 400:  # Alertmanager will never take it
             return msgspec.structs.replace(outcome, final=True)
         return outcome
 
     def refresh(self, messages: list[Message], *, at: datetime) -> Outcome:
         """Tell again of everything that lasts."""
-        last = self.every * _MISSED
-        for start in range(0, len(messages), _BATCH):
-            batch = [alert(one, at, last) for one in messages[start : start + _BATCH]]
-            outcome = self._post(batch, at)
+        told = [one for each in messages for one in alerts(each, at, self.every * _MISSED)]
+        lasting = [one for one in told if one["endsAt"] > iso(at)]
+        for start in range(0, len(lasting), _BATCH):
+            outcome = self._post(lasting[start : start + _BATCH], at)
             if not outcome.delivered:
                 return outcome
         return Outcome(delivered=True)
@@ -65,14 +63,28 @@ class Alertmanager:
         return self._target.send("POST", content, {"content-type": "application/json"}, at=at)
 
 
-def alert(message: Message, at: datetime, lasts: timedelta) -> dict[str, Any]:
-    """A message as an alert that ends now, if it is over, and by itself after `lasts` otherwise."""
+def alerts(message: Message, at: datetime, lasts: timedelta) -> list[dict[str, Any]]:
+    """An alert per incident of a message; it ends now, if that is over, else after `lasts`.
+
+    A message that says that an incident got worse also ends the alert that it was before.
+    """
     data = message.data
+    entries = data.get("incidents") or [data]
+    found = []
+    for entry in entries:
+        over = "resolved" in (entry.get("status"), entry.get("state"))
+        found.append(_alert(message, data | entry, at, at if over else at + lasts))
+        if not over and entry.get("event") == "worse":
+            lesser = data | entry | {"severity": "ticket"}
+            found.append(_alert(message, lesser, at, at))
+    return found
+
+
+def _alert(message: Message, data: dict[str, Any], at: datetime, ends: datetime) -> dict[str, Any]:
     links = data.get("links") or {}
-    ends = at if message.resolved else at + lasts
     begins = parse_time(data["opened"], field="opened") if data.get("opened") else at
     notes = {
-        "summary": message.subject,
+        "summary": data.get("title") or message.subject,
         "description": message.text,
         "incident": data.get("incident", ""),
         "version": data.get("version", ""),
@@ -81,7 +93,7 @@ def alert(message: Message, at: datetime, lasts: timedelta) -> dict[str, Any]:
         **{f"{name}_url": url for name, url in links.items()},
     }
     return {
-        "labels": labels(message),
+        "labels": labels(data, message.type),
         "annotations": {
             name: cut(str(text), _ANNOTATION)
             for name, text in notes.items()
@@ -93,26 +105,17 @@ def alert(message: Message, at: datetime, lasts: timedelta) -> dict[str, Any]:
     }
 
 
-def labels(message: Message) -> dict[str, str]:
-    """What makes the alert this alert, the same over its whole life."""
-    data = message.data
-    cause = str(data.get("cause") or message.type)
+def labels(data: dict[str, Any], kind: str) -> dict[str, str]:
+    """What makes the alert this alert, the same over its whole life.
+
+    Args:
+        data: one incident of a message.
+        kind: the message's type, for those that have no cause.
+    """
+    cause = str(data.get("cause") or kind)
     name = "".join(part.capitalize() for part in re.split(r"[^a-zA-Z0-9]+", cause))
-    own = {
-        "alertname": f"Shelflife{name}",
-        "job": "shelflife",
-        **{
-            key: data.get(key, "") for key in ("model", "cause", "severity", "environment", "owner")
-        },
-    }
-    more = data.get("labels")
-    given = {key: value for key, value in more.items() if _LABEL.match(key)} if more else {}
+    own = {"alertname": f"Shelflife{name}", "job": "shelflife"}
+    own |= {key: data.get(key, "") for key in _NAMED}
+    more = data.get("labels") or {}
+    given = {key: value for key, value in more.items() if _LABEL.match(key)}
     return {key: str(value) for key, value in (given | own).items() if value}
-
-
-def past(message: Message, at: datetime) -> list[dict[str, Any]]:
-    """The same alert under its lesser severity, at its end."""
-    ended = alert(message, at, timedelta(0))
-    ended["labels"]["severity"] = "ticket" if message.data.get("severity") == "page" else "page"
-    ended["endsAt"] = iso(at)
-    return [ended]

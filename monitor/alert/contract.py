@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
+
+Status = Literal["firing", "acknowledged", "resolved"]
 
 
 class Message(Struct, frozen=True, kw_only=True, dict=True):
@@ -28,12 +30,17 @@ class Message(Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def key(self) -> str:
-        """What all messages of one incident share, and those of no other incident have."""
-        return f"{self.origin or 'shelflife'}-{self.incident or self.id}"
+        """What all messages of one group of incidents share, and those of no other have."""
+        return f"{self.origin or 'shelflife'}-{self.data.get('dedup_key') or self.id}"
 
     @property
-    def resolved(self) -> bool:
-        return bool(self.data.get("state") == "resolved")
+    def status(self) -> Status:
+        """What has become of what it tells of."""
+        said = {self.data.get("status"), self.data.get("state")}
+        if "resolved" in said:
+            return "resolved"
+        told = self.data.get("status") or self.data.get("event")
+        return "acknowledged" if told == "acknowledged" else "firing"
 
     @property
     def subject(self) -> str:
@@ -41,7 +48,7 @@ class Message(Struct, frozen=True, kw_only=True, dict=True):
         given = self.data.get("subject")
         if isinstance(given, str) and given:
             return given
-        word = "resolved" if self.resolved else self.data.get("severity", "note")
+        word = "resolved" if self.status == "resolved" else self.data.get("severity", "note")
         model, title = self.data.get("model", ""), self.data.get("title", self.type)
         return f"[{word}] {model}: {title}" if model else f"[{word}] {title}"
 

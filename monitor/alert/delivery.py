@@ -39,6 +39,7 @@ LADDER = tuple(map(duration, ("5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h"
 _JITTER = 0.1  # a delay is lengthened by up to this share, so that senders do not march in step
 _IDLE = 0.2  # seconds between looks of a lane that has nothing to do
 _SLACK = timedelta(seconds=10)  # added to a claim for the commit and a busy machine
+_ORDERED = ("incident_id", "group_key")  # messages that share one of them keep their order
 _RNG = random.SystemRandom()
 
 
@@ -70,7 +71,7 @@ def deliver_due(
     """
     with ledger.read() as tx:
         due = set(tx.scalars(sa.select(schema.outbox.c.receiver).where(_due(now)).distinct()))
-        off, origin = outbox.disabled(tx).keys(), _origin(tx)
+        off, origin = outbox.disabled(tx).keys(), outbox.origin(tx)
     unknown = tuple(sorted(due - receivers.keys()))
     open_ = {name: receiver for name, receiver in receivers.items() if name not in off}
     if not due & open_.keys():
@@ -198,18 +199,13 @@ def _due(at: datetime) -> sa.ColumnElement[bool]:
 
 
 def _first() -> sa.ColumnElement[bool]:
-    """No earlier message of the same incident still waits for the same receiver."""
+    """No earlier message of the same incident or group still waits for the same receiver."""
     table, earlier = schema.outbox, schema.outbox.alias()
+    same = [earlier.c[name] == table.c[name] for name in _ORDERED if name in table.c]
     before = (
-        (earlier.c.incident_id == table.c.incident_id)
+        sa.or_(*same)
         & (earlier.c.receiver == table.c.receiver)
         & (earlier.c.state == "pending")
         & (earlier.c.id < table.c.id)
     )
     return ~sa.exists().where(before)
-
-
-def _origin(tx: sa.Connection) -> str:
-    """This ledger's name, if it has one: whoever wrote a message gave it one."""
-    query = sa.select(schema.meta.c.value).where(schema.meta.c.key == "instance")
-    return str(tx.scalar(query) or "")

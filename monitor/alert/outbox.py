@@ -42,7 +42,7 @@ def message_id(tx: sa.Connection, incident_id: int, event_id: int) -> str:
     It holds a random name of this ledger, so that two installations that share a receiver never
     use the same id (which the second one's receiver would take for a repetition).
     """
-    digest = hashlib.sha256(f"{instance(tx)}|{incident_id}|{event_id}".encode())
+    digest = hashlib.sha256(f"{_instance(tx)}|{incident_id}|{event_id}".encode())
     return f"msg_{digest.hexdigest()[:32]}"
 
 
@@ -147,7 +147,13 @@ def enable(ledger: Ledger, receiver: str) -> bool:
         return bool(found.rowcount)
 
 
-def instance(tx: sa.Connection) -> str:
+def origin(tx: sa.Connection) -> str:
+    """This ledger's own name; empty while it has none, and then no message either."""
+    table = schema.meta
+    return str(tx.scalar(sa.select(table.c.value).where(table.c.key == "instance")) or "")
+
+
+def _instance(tx: sa.Connection) -> str:
     """This ledger's own random name, made when first asked for."""
     table = schema.meta
     query = sa.select(table.c.value).where(table.c.key == "instance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from monitor.alert.webhook import target
 
 URL = "https://events.pagerduty.com/v2/enqueue"
 _SUMMARY, _KEY, _EVENT, _TEXT = 1024, 255, 512_000, 20_000
+_ACTIONS = {"firing": "trigger", "acknowledged": "acknowledge", "resolved": "resolve"}
 _SEVERITY = {"page": "critical", "ticket": "warning"}
 
 
@@ -47,16 +48,9 @@ class PagerDuty:
         return outcome
 
 
-def action(message: Message) -> Literal["trigger", "acknowledge", "resolve"]:
-    """What an event does to the alert of its incident."""
-    if message.resolved:
-        return "resolve"
-    return "acknowledge" if message.data.get("event") == "acknowledged" else "trigger"
-
-
 def event(message: Message) -> dict[str, Any]:
     """The event of a message, but for its routing key."""
-    data, what = message.data, action(message)
+    data, what = message.data, _ACTIONS[message.status]
     key = message.key
     if len(key) > _KEY:
         key = hashlib.sha256(key.encode()).hexdigest()
