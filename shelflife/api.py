@@ -43,7 +43,7 @@ class Api:
     ) -> None:
         specs, bodies = Specs(settings.home_path, ledger), Bodies(Limits.of(settings))
         clock = wall_clock
-        self.control = Control(ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
+        self.control = Control(settings, ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
         self.ingest = Ingest(settings, specs, log, bodies, count=count, clock=clock)
         self.events = Events(settings, specs, ledger, log, bodies, count=count, clock=clock)
 
