@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from time import monotonic
 
@@ -35,6 +36,7 @@ from shelflife.runs import advance, clean
 from shelflife.selfwatch import Heartbeat, SelfWatch
 from shelflife.service import Service, wall_clock
 from shelflife.tick import TickResult, grid, rhythm, tick
+from shelflife.web import hints
 
 log = logging.getLogger("shelflife.scheduler")
 _THREADS = 20  # more than there are jobs: none waits for another
@@ -70,6 +72,7 @@ class Scheduler:
         self.heartbeat = Heartbeat(service.settings, self.receivers)
         self._self = SelfWatch(service)
         self._refreshed: dict[str, datetime] = {}
+        self._heeded = ""  # the newest hint that we have polled after
         self._later: dict[str, tuple[int, float]] = {}  # models whose run waits: tries, until when
         self._jobs = BackgroundScheduler(
             jobstores={"default": MemoryJobStore()},
@@ -79,6 +82,8 @@ class Scheduler:
         )
         poll = span(service.settings.mlflow.poll_every).total_seconds()
         self._add(self.poll_registry, poll)
+        if service.settings.mlflow.webhook_secret:
+            self._add(self.heed_hints, _BEAT)
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
         self._add(self.deliver, _BEAT)
@@ -117,6 +122,8 @@ class Scheduler:
     def stop(self) -> None:
         """Finish what is running and stop."""
         self._jobs.shutdown(wait=True)
+        with suppress(SQLAlchemyError):  # the ledger may be why we stop
+            self.pulses.save(self.service.ledger)
 
     def run_forever(self, stop: threading.Event) -> None:
         """Run until told to stop."""
@@ -124,11 +131,21 @@ class Scheduler:
         stop.wait()
         self.stop()
 
-    def poll_registry(self) -> None:
-        """Obey the aliases: a version moved to `champion` is prepared and handed to the workers."""
+    def poll_registry(self) -> bool:
+        """Obey the aliases: a version moved to `champion` is prepared and handed to the workers.
+
+        False when another process does so at the moment.
+        """
         with held(self.service.ledger, "registry") as lease:
             if lease is not None:
                 deploy_all(self.service, now=wall_clock())
+            return lease is not None
+
+    def heed_hints(self) -> None:
+        """Poll the registry now if MLflow says that something has changed there."""
+        hint = hints.noted(self.service.ledger)
+        if hint != self._heeded and self.poll_registry():
+            self._heeded = hint
 
     def run_checks(self) -> None:
         """Run every check that is due."""

@@ -109,7 +109,23 @@ def _ingest() -> Json:
         f"{one}/labels": {"parameters": [MODEL, atomic], "post": labels},
         f"{one}/cloudevents": {"parameters": [MODEL, version, *_ce()], "post": events},
         "/api/v1/cloudevents": {"parameters": [version, *_ce()], "post": events},
+        "/api/v1/hints/mlflow": {"post": _hint()},
     }
+
+
+def _hint() -> Json:
+    noted = {
+        "type": "object", "required": ["state"], "properties": {"state": {"const": "noted"}},
+    }  # fmt: skip
+    return operation(
+        "A registry webhook of MLflow: look sooner; its body is not read",
+        {202: said("It is noted.", noted)},
+        400, 401, 404, 408, 413, 415, 503,
+        requestBody={
+            "required": False,
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+    )  # fmt: skip
 
 
 def _rows(name: str) -> Json:
