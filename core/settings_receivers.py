@@ -15,6 +15,7 @@ class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One receiver of messages."""
 
     name: str
+    """What messages, routes and commands call it."""
     type: ReceiverType = "webhook"
     """`webhook` is signed to Standard Webhooks 1.0; the others speak their product's own API."""
     url: str = ""
@@ -25,6 +26,7 @@ class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`env:NAME` or `file:/path`. Webhook: a `whsec_…` key, or two while rotating. PagerDuty: the
     routing key. E-mail: `user:password`."""
     severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
+    """Which severities it is told of."""
     timeout: Duration = "15s"
     """Longest time of one attempt, from the name's resolution to the answer."""
     allow: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     receiver: str = ""
     """Name of a receiver that gets a `monitor.heartbeat` message while the monitor works."""
     every: Duration = "1m"
+    """How often."""
     allow: tuple[str, ...] = ()
     """Inner networks that `url` may lie in."""
     ca: str = ""

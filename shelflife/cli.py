@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
+    completion = add("completion", "write the script that lets your shell complete all this")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top
 
 
@@ -108,6 +110,7 @@ _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 _MODULES = {
     "compare": "shelflife.compare_command",
     "receivers": "shelflife.receivers_command",
+    "completion": "shelflife.completion",
 }
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)

@@ -81,6 +81,11 @@ class _Check(Struct, frozen=True):
     drift: tuple[_Column, ...] = ()
 
 
+def described() -> dict[str, tuple[str, str]]:
+    """Every metric's kind and meaning by its name."""
+    return dict(METRICS)
+
+
 def render(
     ledger: Ledger,
     snapshot: dict[str, Any],
