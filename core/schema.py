@@ -198,6 +198,14 @@ outbox = Table(  # written in the transaction of the decision it tells of
     sqlite_autoincrement=True,
 )
 
+receivers = Table(  # those who want no more messages until somebody enables them again
+    "receivers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    time("disabled", nullable=True),
+    text("reason"),
+)
+
 # --- retrain: when, on what, how, and whether it was better -----------------------------------
 decisions = Table(
     "decisions",
@@ -298,6 +306,16 @@ workers = Table(
     text("error"),
     Column("challenger", String(64), nullable=False, server_default=""),  # beside the champion
     text("challenger_error"),
+)
+
+# --- shelflife.pulses: which recurring job worked last, and when --------------------------------
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job", String(64), primary_key=True),
+    time("succeeded", nullable=True),  # wall clock
+    time("failed", nullable=True),
+    text("error"),  # the type of the last failure
 )
 
 # --- shelflife.api: what people asked for; the scheduler carries it out -------------------------

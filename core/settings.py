@@ -24,6 +24,9 @@ from core.settings_data import QualitySettings as QualitySettings
 from core.settings_interpreters import BackendChoice as BackendChoice
 from core.settings_interpreters import InterpreterSettings as InterpreterSettings
 from core.settings_interpreters import Profile as Profile
+from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
+from core.settings_receivers import ReceiverSettings as ReceiverSettings
+from core.settings_receivers import ReceiverType as ReceiverType
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -135,6 +138,9 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
+    webhook_secret: str = ""
+    """`env:NAME` or `file:/path` of the secret of MLflow's registry webhooks, which hasten a poll;
+    their way in is closed when empty."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,21 +165,6 @@ class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Where it listens; 0 takes any free port."""
 
 
-class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    """What messages, routes and commands call it."""
-    url: str
-    """Where the message goes; `env:NAME` where the address itself is a secret."""
-    type: Literal["webhook"] = "webhook"
-    """What it understands."""
-    secret: str = ""
-    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
-    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
-    """Which severities it is told of."""
-    timeout: Duration = "15s"
-    """How long one attempt may take."""
-
-
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -195,6 +186,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     """Who is told of incidents; nobody when empty."""
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    """A sign of life that somebody else misses when it stops; off when empty."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)

@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
             listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
+    receivers = add("receivers", "who is told: list, test, enable, failed, replay")
+    receivers.add_argument("verb", nargs="?", default="list", choices=RECEIVER_VERBS)
+    receivers.add_argument("name", nargs="?", help="the receiver that is meant")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
@@ -100,10 +103,13 @@ def parser() -> argparse.ArgumentParser:
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
 VERBS = ("approve", "reject", "resume", "abandon")
+#: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
+RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 #: Commands that must not pay for the imports of the others.
 _MODULES = {
     "compare": "shelflife.compare_command",
+    "receivers": "shelflife.receivers_command",
     "completion": "shelflife.completion",
 }
 _PARTS = ("serve", "watch", "dashboard", "mlflow")

@@ -20,6 +20,7 @@ TEMPLATE = """\
 #   ui: ""                    # address of an MLflow UI that already runs; started here when empty
 #   port: 5000
 #   poll_every: 2s            # an alias moved in the MLflow UI is obeyed within this time
+#   webhook_secret: ""        # env:NAME of the secret of MLflow's webhooks, which hasten a poll
 
 # serving:
 #   host: 127.0.0.1
@@ -48,13 +49,26 @@ TEMPLATE = """\
 #   host: 127.0.0.1
 #   port: 8501
 
-# receivers:                  # who is told of incidents
+# receivers:                  # who is told of incidents; `shelflife receivers test NAME`
 #   - name: on-call
-#     type: webhook           # signed as Standard Webhooks 1.0 says
-#     url: env:ONCALL_WEBHOOK_URL
-#     secret: env:ONCALL_WEBHOOK_SECRET
+#     type: webhook           # signed as Standard Webhooks 1.0 says; or slack, pagerduty,
+#                             # alertmanager, email
+#     url: env:ONCALL_WEBHOOK_URL  # alertmanager: its root; email: smtp://host or smtps://host
+#     secret: env:ONCALL_WEBHOOK_SECRET  # pagerduty: routing key; email: user:password
 #     severities: [page, ticket]
 #     timeout: 15s
+#     allow: []               # inner networks it may lie in, such as 10.1.0.0/16; plain http too
+#     ca: ""                  # PEM file of authorities; Mozilla's when empty
+#     sender: ""              # email: from
+#     to: []                  # email: addresses
+#     refresh_every: 1m       # alertmanager: open incidents are sent again, or they expire
+
+# heartbeat:                  # somebody else misses it when the monitor stops
+#   url: ""                   # asked (GET) while the monitor works; env:NAME, file:/path
+#   receiver: ""              # gets a monitor.heartbeat message while the monitor works
+#   every: 1m
+#   allow: []                 # as for receivers
+#   ca: ""
 
 defaults:                     # for every model, unless its own section says otherwise
   owner: ""                   # who answers for the model; named in every message
