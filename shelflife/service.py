@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.ledger import Ledger
-from core.settings import ModelSettings, Settings, load, revealed
+from core.settings import ModelSettings, Settings, load, revealed, span
 from monitor.alert.messages import MessageContext
 from monitor.log.admission import Admission, Rule
 from monitor.log.log import InferenceLog
@@ -132,8 +132,13 @@ class Service:
             version=version.version if version else "",
             owner=chosen.owner,
             runbook=chosen.runbook,
+            runbooks=self.settings.alerts.runbooks or self.runbooks,
             environment=self.settings.environment,
+            labels=chosen.labels,
             receivers=tuple((r.name, r.severities) for r in wanted),
+            alerts=self.settings.alerts,
+            repeat=span(chosen.repeat_every),
+            rhythm=span(chosen.check_every),
             dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
@@ -159,6 +164,12 @@ class Service:
             guard=guard,
             beat=beat,
         )
+
+    @property
+    def runbooks(self) -> str:
+        """Where this installation shows shelflife's runbooks."""
+        serving = self.settings.serving
+        return f"http://{serving.host}:{serving.port}/runbooks"
 
     @property
     def mlflow_ui(self) -> str:
