@@ -24,7 +24,7 @@ from core.settings import span
 from monitor.alert import outbox
 from monitor.alert import receivers as tellers
 from retrain import run
-from shelflife import commands, housekeeping, reports
+from shelflife import commands, housekeeping, oncall, reports, serving_watch
 from shelflife.deploying import deploy_all
 from shelflife.leases import HOLDER, LASTS, held
 from shelflife.runs import advance, clean
@@ -70,6 +70,8 @@ class Scheduler:
         self._add(self.poll_registry, poll)
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
+        self._started = wall_clock()
+        self._add(self.alerts, _BEAT)
         self._add(self.deliver, _BEAT)
         self._add(self.obey_commands, _BEAT)
         self._add(self.render_reports, 5.0)
@@ -159,6 +161,14 @@ class Scheduler:
                 gone = clean(self.service, now=wall_clock())
                 if gone:
                     log.info("cleaned", extra={"folders": len(gone)})
+
+    def alerts(self) -> None:
+        """Tell what time alone brings, and see whether the workers are alive."""
+        with held(self.service.ledger, "alerts") as lease:
+            if lease is not None:
+                now = wall_clock()
+                serving_watch.look(self.service, started=self._started, now=now)
+                oncall.turn(self.service.ledger, self.service.settings, now=now)
 
     def deliver(self) -> None:
         """Send what is in the outbox."""
