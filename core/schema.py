@@ -131,7 +131,9 @@ incidents = Table(
     # At most one unresolved incident per model and cause: the key is nulled on resolution.
     Column("open_key", String(200), nullable=True, unique=True),
     time("found", nullable=True),  # the last check that found it; NULL: it was only a sign so far
-    Column("history", String(64), nullable=False, server_default=""),  # 1 found, 0 clear, newest last
+    Column(
+        "history", String(64), nullable=False, server_default=""
+    ),  # 1 found, 0 clear, newest last
     Column("relapses", Integer, nullable=False, server_default="0"),  # of late, before this one
     Column("story", Id, nullable=True),  # the incident this one is a chapter of; NULL: its own
     Column("acknowledged_by", String(128), nullable=False, server_default=""),

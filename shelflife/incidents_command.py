@@ -78,8 +78,8 @@ def do_incidents(given: argparse.Namespace) -> int:
         added = oncall.silence(
             ledger, number, by=_who(given), reason=given.reason, ends=ends, at=now
         )
-        row = oncall.shown(added, now)
-        _out(given, row, _silences([row]))
+        shown = oncall.shown(added, now)
+        _out(given, shown, _silences([shown]))
     else:
         count = oncall.replay(ledger, number, receiver=given.receiver)
         _out(given, {"replayed": count}, f"{count} messages are sent again")

@@ -213,9 +213,7 @@ def replay(ledger: Ledger, incident_id: int, *, receiver: str | None = None) -> 
     with ledger.read() as tx:
         records.get(tx, incident_id)
         failed = {each.message_id for each in _messages(tx, incident_id) if each.state == "failed"}
-    return sum(
-        outbox.replay(ledger, message_id=one, receiver=receiver) for one in sorted(failed)
-    )
+    return sum(outbox.replay(ledger, message_id=one, receiver=receiver) for one in sorted(failed))
 
 
 def shown(found: Silence, now: datetime) -> SilenceRow:

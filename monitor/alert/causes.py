@@ -130,7 +130,11 @@ CAUSES: dict[str, Cause] = {
         over="has shelf life left again",
         detected="model.shelf_life.detected",
         resolved="model.shelf_life.resolved",
-        next=("shelflife retrain {model}", "see that enough labels arrive", "acknowledge {incident}"),
+        next=(
+            "shelflife retrain {model}",
+            "see that enough labels arrive",
+            "acknowledge {incident}",
+        ),
     ),
     "approval": Cause(
         symbol="◷",
@@ -174,9 +178,12 @@ def cause(name: str) -> Cause:
         return known
     words = name.replace("_", " ")
     return Cause(
-        symbol="▲", severity="page", says=f"has an incident ({words})", over=f"is past its incident ({words})",
+        symbol="▲",
+        severity="page",
+        says=f"has an incident ({words})",
+        over=f"is past its incident ({words})",
         detected="incident.opened",
-    )  # fmt: skip
+    )
 
 
 def message_types() -> frozenset[str]:

@@ -56,7 +56,9 @@ def add(
         if not text:
             raise InputError(name, text, expected)
     if not begin < ends <= begin + LONGEST or ends <= at:
-        raise InputError("until", ends.isoformat(), "a moment ahead, 90 days from the start at most")
+        raise InputError(
+            "until", ends.isoformat(), "a moment ahead, 90 days from the start at most"
+        )
     row = {
         "matchers": msgspec.json.encode(texts).decode(), "by": who, "reason": why,
         "created": at, "starts": begin, "ends": ends, "incident_id": incident_id,
@@ -94,9 +96,7 @@ def get(conn: sa.Connection, silence_id: int) -> Silence:
     return _silence(row)
 
 
-def listed(
-    conn: sa.Connection, *, at: datetime | None = None, limit: int = 200
-) -> list[Silence]:
+def listed(conn: sa.Connection, *, at: datetime | None = None, limit: int = 200) -> list[Silence]:
     """Silences, newest first.
 
     Args:
