@@ -80,7 +80,7 @@ def _file(given: argparse.Namespace) -> str | None:
 def do_serve(given: argparse.Namespace) -> int:
     from shelflife.server import serve
 
-    return serve(Service.open(given.settings))
+    return serve(Service.open(given.settings), given.settings)
 
 
 def do_watch(given: argparse.Namespace) -> int:
@@ -196,7 +196,7 @@ def do_promote(given: argparse.Namespace) -> int:
 
     service = Service.open(given.settings)
     version = service.registry.get(given.model, given.version)
-    if version.tags.get("shelflife.gate") == "refused" and not given.force:
+    if version.tags.get("shelflife.gate") in ("refused", "asks") and not given.force:
         raise GateRefused(
             f"the gate refused version {given.version} of {given.model}; see `shelflife runs`, "
             "or promote it anyway with --force --reason WHY"
@@ -240,12 +240,6 @@ def do_accept(given: argparse.Namespace) -> int:
     ended = f"; incident {done.resolved} is resolved" if done.resolved else ""
     text = f"{done.model}: drift of version {done.version} is measured against {done.rows:,} rows"
     _out(given, done, f"{text} since {done.since:%Y-%m-%d %H:%M} from now on{ended}")
-    return OK
-
-
-def do_incidents(given: argparse.Namespace) -> int:
-    rows = show.fetch(Service.open(given.settings).ledger, "incidents", given)
-    _out(given, rows, show.incidents(rows, detailed=given.id is not None))
     return OK
 
 
