@@ -124,7 +124,18 @@ def evidence(parts: Iterable[tuple[float, Sequence[float]]]) -> float:
 
     Alarm when it is at least the average number of windows between false alarms one accepts.
     """
+    return next(reversed(path(parts)), 0.0)
+
+
+def highest(parts: Iterable[tuple[float, Sequence[float]]]) -> float:
+    """The largest value the e-detector had after any of the parts; an alarm does not expire."""
+    return max(path(parts), default=0.0)
+
+
+def path(parts: Iterable[tuple[float, Sequence[float]]]) -> list[float]:
+    """The e-detector's value after each part, in one pass."""
     total: list[float] = []
+    found: list[float] = []
     for windows, grown in parts:
         total = total or [0.0] * len(grown)
         total = [
@@ -132,4 +143,5 @@ def evidence(parts: Iterable[tuple[float, Sequence[float]]]) -> float:
             for value, step in zip(total, grown, strict=True)
         ]
         total = [min(value, 1e300) for value in total]
-    return sum(total) / len(total) if total else 0.0
+        found.append(sum(total) / len(total))
+    return found
