@@ -92,7 +92,7 @@ def monitor(history: Sequence[CheckResult], at: datetime, settings: ModelSetting
         return []
     title = f"nobody watched for {spell(timedelta(seconds=gap))}: no check since {iso(moments[0])}"
     text = f"{title}, expected every {spell(timedelta(seconds=usual))}; `shelflife doctor` says why"
-    return [Finding(cause="monitor", severity="ticket", title=title, text=text, since=moments[0])]
+    return [Finding(cause="unwatched", severity="ticket", title=title, text=text, since=moments[0])]
 
 
 def shelf_life(

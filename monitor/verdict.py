@@ -108,7 +108,7 @@ def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
     Without labels of this version decay is neither there nor gone, and a broken feed hides both
     drift and decay.
     """
-    causes = {"no_data", "stale", "late_data", "late_labels", "monitor", "shelf_life"}
+    causes = {"no_data", "stale", "late_data", "late_labels", "unwatched", "shelf_life"}
     if result.performance.worse is not None and result.state != "broken_feed":
         causes.add("decay")
     if result.rows >= min_rows:

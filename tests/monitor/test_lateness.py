@@ -75,7 +75,7 @@ def check(at: datetime) -> CheckResult:
 def test_a_gap_in_the_checks_is_the_monitors_own_finding() -> None:
     hourly = [check(AT - (5 + n) * HOUR) for n in range(6)]
     (found,) = lateness.monitor(hourly, AT, SETTINGS)
-    assert found.cause == "monitor"
+    assert found.cause == "unwatched"
     assert found.title == "nobody watched for 5 h: no check since 2026-02-28T19:00:00Z"
     assert lateness.monitor(hourly, AT - 4 * HOUR, SETTINGS) == []
     daily = [check(AT - (1 + n) * DAY) for n in range(6)]
