@@ -143,6 +143,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "unwatched": Cause(
         symbol="◷",
+        severity="ticket",
         says="was not watched for a while",
         over="is being watched again",
         detected="model.unwatched.detected",
