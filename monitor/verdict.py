@@ -131,9 +131,8 @@ def _state(
         return "decaying", _sentence(titles["decay"])
     if "late_data" in titles and evidence.rows < settings.min_rows:
         return "broken_feed", _sentence(titles["late_data"])
-    for cause in ("stale", "shelf_life"):
-        if cause in titles:
-            return "stale", _sentence(titles[cause], labels)
+    if "stale" in titles:
+        return "stale", _sentence(titles["stale"], labels)
     if evidence.rows < settings.min_rows:
         few = f"{evidence.rows:,} rows in the window, fewer than the {settings.min_rows:,} needed"
         return "insufficient_data", _sentence(few, labels)
