@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from core.errors import GateRefused, InputError
-from core.times import parse_time
+from core.times import duration, parse_time
 from shelflife import show
 from shelflife.cli import DRIFT, FAILED, OK, VERBS
 from shelflife.service import SETTINGS_FILE, Service, wall_clock
@@ -227,6 +227,20 @@ def _moved(service: Service, model: str, version: str) -> str:
     answering = actions.served(service, model, version, within=timedelta(seconds=15))
     how = {True: "and answers", False: "but no worker answers with it yet", None: "(not served)"}
     return f"{model}: version {version} is the champion {how[answering]}"
+
+
+def do_accept(given: argparse.Namespace) -> int:
+    from shelflife.accepting import accept_now
+
+    over = duration(given.over) if given.over else None
+    done = accept_now(
+        Service.open(given.settings), given.model, by=_who(given), reason=given.reason,
+        at=wall_clock(), over=over,
+    )  # fmt: skip
+    ended = f"; incident {done.resolved} is resolved" if done.resolved else ""
+    text = f"{done.model}: drift of version {done.version} is measured against {done.rows:,} rows"
+    _out(given, done, f"{text} since {done.since:%Y-%m-%d %H:%M} from now on{ended}")
+    return OK
 
 
 def do_runs(given: argparse.Namespace) -> int:

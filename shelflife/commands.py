@@ -14,6 +14,7 @@ from core.errors import InputError, ShelflifeError
 from core.ledger import Ledger
 from retrain import run as runs
 from shelflife import actions
+from shelflife.accepting import accept_now
 from shelflife.service import Service
 
 #: The arguments each action takes.
@@ -26,6 +27,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "reject": ("run",),
     "abandon": ("run",),
     "acknowledge": ("incident",),
+    "accept": (),
 }
 
 
@@ -144,6 +146,11 @@ def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: dat
     return f"incident {arguments['incident']} acknowledged"
 
 
+def _accept(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    done = accept_now(service, row.model, by=row.by, reason=row.reason, at=now)
+    return f"{done.rows:,} rows are the baseline of version {done.version}"
+
+
 _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "check": _check,
     "retrain": _retrain,
@@ -153,4 +160,5 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "reject": _reject,
     "abandon": _abandon,
     "acknowledge": _acknowledge,
+    "accept": _accept,
 }

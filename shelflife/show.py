@@ -95,6 +95,8 @@ def _drift(found: CheckResult) -> list[str]:
     moved = [column for column in found.drift if column.drifted]
     failed = [column for column in found.drift if column.why]
     lines = [_column(column) for column in moved]
+    lines += [_column(each) for each in found.joint if each.drifted]
+    lines += [f"not measured: {each.column}: {each.why}" for each in found.joint if each.why]
     for why in dict.fromkeys(column.why for column in failed):
         names = [column.column for column in failed if column.why == why]
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -68,6 +68,8 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
+    from shelflife.accepting import in_force
+
     return checks.run_check(
         baseline,
         reference,
@@ -77,6 +79,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         settings,
         at=at,
         predict=asking(service, version, baseline.spec),
+        accepted=in_force(service, version, at=at),
     )
 
 
