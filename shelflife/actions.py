@@ -26,7 +26,7 @@ from shelflife.deploying import deploy_model
 from shelflife.leases import held
 from shelflife.runs import advance, tell_news
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, decide, measure, observation, start_run, tick
+from shelflife.tick import TickResult, decide, measure, observation, start_run, tick, watching
 
 _POLL = 0.2  # seconds
 
@@ -82,8 +82,10 @@ def check_now(service: Service, model: str, *, at: datetime, record: bool = True
             return result
     champion = champion_at(service, model, at=at)
     found = measure(service, champion, at=at)
-    seen = observation(service, champion, found, at=at)
-    return TickResult(check=found, decision=decide(service, champion, found, seen, at=at))
+    watched = watching(service, champion, at=at)
+    seen = observation(service, champion, found, watched, at=at)
+    decision = decide(service, champion, found, seen, watched, at=at)
+    return TickResult(check=found, decision=decision)
 
 
 def retrain_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> str:
