@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         listed.add_argument("id", nargs="?", help=_ONE + (_OR_VERB if name == "runs" else ""))
         if name == "runs":
             listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
+            listed.add_argument("--out", metavar="FILE", help="of `dataset`: the Parquet to write")
         listed.add_argument("--model", help="only this model's")
         listed.add_argument("--all", action="store_true", help="the finished ones too")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
-VERBS = ("approve", "reject", "resume", "abandon")
+VERBS = ("approve", "reject", "resume", "abandon", "dataset")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 #: Commands that must not pay for the imports of the others.
 _MODULES = {"compare": "shelflife.compare_command"}

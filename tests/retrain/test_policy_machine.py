@@ -40,7 +40,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @initialize(
         cooldown=st.sampled_from(["7d", "14d", "28d"]),
         budget=st.integers(1, 6),
-        policy=st.sampled_from(["default", "every:2", "threshold:0.1", "never"]),
+        policy=st.sampled_from(["default", "default", "every:2", "threshold:0.1", "never"]),
     )
     def begin(self, cooldown: str, budget: int, policy: str) -> None:
         self.settings = RetrainSettings(
@@ -65,16 +65,22 @@ class PolicyMachine(RuleBasedStateMachine):
 
     # --- what may happen -------------------------------------------------------------------------
 
-    @rule(stale=st.sampled_from([0.0, 0.0, 0.05, 0.5]), noise=st.sampled_from([0.1, 0.1, 0.4]))
-    def window(self, stale: float, noise: float) -> None:
-        """A week with labels. `stale` can be learned from earlier rows, more noise cannot."""
-        self.at += WEEK
-        self.age += 1
-        x, output = self.rng.normal(size=(2, ROWS))
-        y = output + stale * np.sign(x) + noise * self.rng.normal(size=ROWS)
-        rows = part(self.life.probe, x[:, None], output[:, None], y)
-        self.life.see(rows, at=self.at)
-        self.state, self.labels = "healthy", self.labels + ROWS
+    @rule(
+        stale=st.sampled_from([0.0, 0.05, 0.5]),
+        noise=st.sampled_from([0.1, 0.1, 0.4]),
+        weeks=st.integers(1, 4),
+    )
+    def windows(self, stale: float, noise: float, weeks: int) -> None:
+        """Weeks with labels. `stale` can be learned from earlier rows, more noise cannot."""
+        for _ in range(weeks):
+            self.at += WEEK
+            self.age += 1
+            x, output = self.rng.normal(size=(2, ROWS))
+            y = output + stale * np.sign(x) + noise * self.rng.normal(size=ROWS)
+            rows = part(self.life.probe, x[:, None], output[:, None], y)
+            self.life.see(rows, at=self.at)
+            self.labels += ROWS
+        self.state = "healthy"
 
     @rule()
     def silence(self) -> None:

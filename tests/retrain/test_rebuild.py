@@ -110,6 +110,11 @@ def test_the_very_rows_can_be_made_again(make: Callable[..., RunContext], spec: 
         assert first.y.tolist() == second.y.tolist()
         assert (first.times, first.ids) == (second.times, second.ids)
     assert again.account.content == data.account.content
+    whole = rebuild.table(again, spec)
+    assert list(whole.columns) == [*spec.columns, "answer", "time", "id", "part"]
+    assert set(whole["answer"]) == {"no", "yes"}
+    assert (whole["part"] == "holdout").sum() == len(data.holdout)
+    assert whole["id"].tolist() == [*data.train.ids, *data.holdout.ids]
 
 
 def test_rows_that_are_gone_are_told(make: Callable[..., RunContext], spec: ModelSpec) -> None:
