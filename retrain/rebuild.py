@@ -95,14 +95,11 @@ def table(data: Dataset, spec: ModelSpec) -> pd.DataFrame:
 
     frames = []
     for name, part in (("train", data.train), ("holdout", data.holdout)):
-        labels = spell_labels(spec, part.y)
-        facts = {
-            spec.target: labels,
-            "time": pd.to_datetime(list(part.times), utc=True),
-            "id": list(part.ids),
-            "part": name,
-        }
-        frames.append(part.inputs.reset_index(drop=True).assign(**facts))
+        frame = part.inputs.reset_index(drop=True)
+        frame[spec.target] = spell_labels(spec, part.y)
+        frame["time"] = pd.to_datetime(list(part.times), utc=True)
+        frame["id"], frame["part"] = list(part.ids), name
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 

@@ -65,7 +65,10 @@ def champion_at(service: Service, model: str, *, at: datetime) -> Version:
     if version is None:
         known = ", ".join(service.registry.models()) or "none yet"
         if model in service.registry.models():
-            raise NotFound("champion of", model, f"no version was the champion at {iso(at)}")
+            hint = (
+                f"no version was the champion at {iso(at)}; `shelflife backtest` replays a history"
+            )
+            raise NotFound("champion of", model, hint)
         raise NotFound("model", model, f"registered models: {known}")
     return service.registry.get(model, str(version))
 
@@ -308,11 +311,13 @@ def served(service: Service, model: str, version: str, *, within: timedelta) -> 
     return deploy.wait_served(service.ledger, model, version, timeout=within).ok
 
 
-def acknowledge_now(service: Service, incident: int, *, by: str, at: datetime) -> None:
+def acknowledge_now(
+    service: Service, incident: int, *, by: str, at: datetime, reason: str = ""
+) -> None:
     """Somebody looks after it: no repeats until it is resolved.
 
     Raises:
         NotFound: no such incident.
     """
     with service.ledger.write() as tx:
-        incidents.acknowledge(tx, incident, by=by, at=at)
+        incidents.acknowledge(tx, incident, by=by, at=at, reason=reason)

@@ -47,7 +47,7 @@ def test_the_default_policy_answers_a_step_change_soon(turned: Backtest) -> None
     assert min(i for i in fitted if i >= 6) <= 8
     assert min(i for i in promoted if i >= 6) <= 12
     assert turned.summary["default"]["mean_loss"] < turned.summary["never"]["mean_loss"]
-    assert turned.summary["default"]["gain_vs_never"] > 0.25
+    assert turned.summary["default"]["gain_vs_never"] > 0.12
     assert any(window.alarm for window in windows[6:9])
     assert not any(window.alarm for window in windows[:6])
 

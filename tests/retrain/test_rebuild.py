@@ -172,7 +172,7 @@ def test_scores_of_earlier_runs_come_oldest_first(make: Callable[..., RunContext
         runs.end_step(context, run, "train", trained(recent=value, all=-value), at=run.started)
         runs.finish(context, run, "refused", "", at=run.started)
     here = begin(context, AT + timedelta(days=9))
-    assert past.past_scores(context, here) == (
+    assert past.past_scores(context.ledger, here.model, before=here.started) == (
         {"recent": 0.1, "all": -0.1},
         {"recent": 0.2, "all": -0.2},
     )
