@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     listed = add("runs", "retraining runs, newest first", who)
     listed.add_argument("id", nargs="?", help=_ONE + _OR_VERB)
     listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
+    listed.add_argument("--out", metavar="FILE", help="of `dataset`: the Parquet to write")
     listed.add_argument("--model", help="only this model's")
     listed.add_argument("--all", action="store_true", help="the finished ones too")
     accept = add("accept", "a lasting change is the new normal: measure drift against it", who)
@@ -110,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
-VERBS = ("approve", "reject", "resume", "abandon")
+VERBS = ("approve", "reject", "resume", "abandon", "dataset")
 #: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
 RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)

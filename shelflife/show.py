@@ -194,6 +194,16 @@ def incidents(rows: Sequence[Row], *, detailed: bool) -> str:
     return "\n".join(lines)
 
 
+def dataset(found: Any) -> str:
+    """A training set that was made again."""
+    return (
+        f"{found.file}: {found.train_rows:,} training rows and {found.holdout_rows:,} held out, "
+        f"the very rows of run {found.run}\n"
+        f"dataset {found.identity[:12]}…, values {found.content[:12] or 'not recorded'}…, "
+        f"{len(found.segments):,} segments"
+    )
+
+
 def runs(rows: Sequence[Row], *, detailed: bool) -> str:
     """Runs, one a line; with its steps when one was asked for."""
     if not rows:
