@@ -38,7 +38,7 @@ from serving.columns import columns_of
 from serving.shadower import end_with
 from serving.store import Sample
 
-_SPEND_S = 0.12  # at most, timing one candidate at one batch size
+_SPEND_S = 0.06  # at most, timing one candidate at one batch size
 _MOST_CALLS = 400
 _FEWEST_CALLS = 7
 _STRANGER = "␀ never seen"  # a category no model was fitted with
@@ -148,12 +148,27 @@ class _Measuring:
             if able.missing:
                 raise NotApplicable(able.missing)
             configured(able.name, self.job.settings)
+            self._worth_importing(able.name)
             variants = backend.assess(self.subject)
         except Exception as error:
             self.others.append(_not_applicable(able.name, "", error))
             return
         for variant in variants:
             self._variant(backend, able.name, variant)
+
+    def _worth_importing(self, name: str) -> None:
+        """Importing torch takes longer than all the rest; without a GPU it has to be for a reason.
+
+        Raises:
+            NotApplicable: there is an exact graph, and no device on which tensors could beat it.
+        """
+        exact = [each for each in self.built if each.candidate.name == "onnx/float64"]
+        asked = self.job.settings.backend == name
+        if name == "torch" and exact and not asked and not Path("/dev/nvidiactl").exists():
+            raise NotApplicable(
+                "no GPU here, and on a processor trees as tensors are slower than onnx/float64 "
+                "(docs/backends.md); serving.backend: torch tries it all the same"
+            )
 
     def _variant(self, backend: Backend, name: str, variant: str) -> None:
         folder = self.folder / "built" / f"{name}-{variant}"
