@@ -301,7 +301,7 @@ def _rows(folder: Path, spec: ModelSpec) -> dict[str, np.ndarray]:
 
 def _odd_rows(spec: ModelSpec, rows: Columns) -> list[Columns]:
     """One row for everything a caller may send and the baseline may lack."""
-    found = []
+    found: list[Columns] = []
     for feature in spec.features:
         first = {name: array[:1].copy() for name, array in rows.items()}
         if feature.kind == "categorical":
