@@ -34,7 +34,11 @@ def deploy_model(service: Service, model: str, *, now: datetime) -> Deployed | N
     champion = promotion.observe(service.registry, service.ledger, model, now=now)
     second = None
     if champion is not None:
-        found = rollout.beside(service.ledger, model, champion.version, settings, at=now)
+        alias = service.registry.by_alias(model, "challenger")
+        found = rollout.beside(
+            service.ledger, model, champion.version, settings,
+            challenger=alias.version if alias is not None else "", at=now,
+        )  # fmt: skip
         if found is not None:
             second = deploy.Beside(**msgspec.structs.asdict(found))
     done = deploy.sync(
@@ -53,7 +57,7 @@ def _wanted(service: Service, model: str) -> Wanted:
     for name in ("backend", "profile"):
         if getattr(own, name) is not None:
             shared[name] = getattr(own, name)
-    budget = span(getattr(own, "latency_budget", "50ms")).total_seconds()
+    budget = span(own.latency_budget).total_seconds()
     return Wanted(
         settings=InterpreterSettings(**shared), threads=common.threads, budget_ms=budget * 1e3
     )

@@ -35,7 +35,11 @@ NAMES = [
     "torch",
     *TRITON,
     pytest.param(
-        "ray", marks=pytest.mark.skipif(not LONG, reason="starts a Ray: SHELFLIFE_CHAOS=1")
+        "ray",
+        marks=[
+            pytest.mark.skipif(not LONG, reason="starts a Ray: SHELFLIFE_CHAOS=1"),
+            pytest.mark.filterwarnings("ignore"),  # Ray's own imports and sockets
+        ],
     ),
 ]
 
@@ -435,6 +439,7 @@ def test_triton_versions_come_and_go(settings: Settle, subject_of: Any, tmp_path
         back.unload()
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not LONG, reason="starts a Ray: SHELFLIFE_CHAOS=1")
 def test_ray_multiplexes(settings: Settle, subject_of: Any, tmp_path: Path) -> None:
     """Three models, replicas that hold two: the third displaces one, and every answer is right."""
