@@ -75,6 +75,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     variant: str
     reason: str  # a sentence
     profile: Profile
+    asked: str = "auto"  # the setting `serving.backend` under which it was made
     budget_ms: float  # of the `latency` profile
     tolerance: float
     rows: int  # real rows that were compared

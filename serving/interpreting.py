@@ -109,6 +109,7 @@ class _Measuring:
             variant="frame",
             reason="",
             profile=self.job.settings.profile,
+            asked=self.job.settings.backend,
             budget_ms=self.job.budget_ms,
             tolerance=self.job.settings.tolerance,
             rows=_length(self.rows),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import types
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from core.frames import to_frame
 from core.settings_interpreters import InterpreterSettings
 from core.spec import ModelSpec, infer_spec
 from registry.loading import save_estimator
-from serving import backends, choice, store
+from serving import backends
 from serving.choice import Candidate, Timing, compare, pick
-from serving.columns import columns_of
-from serving.deploy import _sample_inputs, sync
+from serving.deploy import _sample_inputs
 from serving.interpreters import Interpreted, Wanted, interpret
 
 BINARY = ModelSpec(name="m", task="binary", target="y", features=(), metric="brier", classes=(0, 1))
@@ -269,36 +267,3 @@ def _save_network(network: Any, files: Path) -> None:
         mlflow.pytorch.save_model(
             network, str(files), pip_requirements=["torch"], serialization_format="pickle"
         )
-
-
-def test_the_choice_is_deployed_and_written_down(room: Any, tmp_path: Path) -> None:
-    """From the registry to the folder that workers open, with the table beside it."""
-    pytest.importorskip("onnxruntime")
-    told: dict[str, Any] = {}
-    registry = room.registry
-    registry.attach = lambda version, name, data: told.update({name: data})
-    registry.tag = lambda version, **tags: told.update(tags)
-    sha256 = registry.get("churn", "1").sha256
-    version = types.SimpleNamespace(model="churn", version="1", sha256=sha256, tags={})
-    registry.by_alias = lambda model, alias: version
-    wanted = Wanted(settings=InterpreterSettings(proof_rows=200, backend="onnx"), budget_ms=50)
-    from serving.heartbeat import wall_clock
-
-    done = sync(
-        registry, room.ledger, room.home, "churn",
-        trust_pickle=False, now=wall_clock(), wanted=wanted,
-    )  # fmt: skip
-    assert done is not None
-    folder = store.prepared(room.home, done.folder)
-    manifest, spec = store.verify(folder)
-    assert manifest.backend == "onnx"
-    model = backends.load("onnx", folder / "model", spec, threads=1, trust_pickle=False)
-    columns = {"amount": [40.0, 70.5], "age": [None, 33.0], "visits": [1, 2],
-               "member": [True, False], "country": ["NL", "FR"]}  # fmt: skip
-    found = model.infer(columns_of(spec, columns))["probability"]
-    np.testing.assert_allclose(found, room.expected("1", columns), atol=1e-6)
-    table = choice.read(room.home, "churn", "1")
-    assert table is not None
-    assert told["interpreter"] == table.chosen.name == f"onnx/{table.variant}"  # type: ignore[union-attr]
-    assert msgspec.json.decode(told["interpreters.json"], type=choice.Choice) == table
-    assert float(told["interpreter_p99_ms"]) > 0
