@@ -8,6 +8,10 @@ One model everywhere: HistGradientBoosting, 100 trees, 20 features (seed 0). Loa
 closed loop on the same machine: it takes processor time from the server it measures, and from all
 of them alike. Answers are compared with the estimator's own before anything is timed.
 
+What runs beside it on the machine shows: latencies and rates are those of the quietest of several
+one-second windows, and `per cpu-s` is what the server's processes did in a second of processor
+time, whoever else ran.
+
 Parts: `latency` (one row, one client: what serving adds to the bare predict), `rows` (16 clients, 1
 and 64 rows a request, by interpreter and by what is logged), `swap` (a new version every 0.4 s in
 one and in two workers), `many` (50 models, memory for 20), `start` (first answer, memory), `peers`.
@@ -24,6 +28,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,7 +43,6 @@ from benchmarks.serving_room import (
     Room,
     Server,
     columns,
-    free_port,
     ours,
     post,
     tensor,
@@ -72,12 +76,12 @@ def bare(room: Room, backend: str) -> tuple[float, float]:
     )
     row = Table.of_matrix(COLUMNS, np.ascontiguousarray(room.rows[:1]))
     if backend == "native":  # without our wrapper: what a script would call
+        import pandas as pd
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(limits=1):
-            estimator = room.estimator
-            plain = np.ascontiguousarray(room.rows[:1])
-            return percentiles(lambda: estimator._raw_predict(plain), 2000)
+            frame = pd.DataFrame(room.rows[:1], columns=COLUMNS)
+            return percentiles(lambda: room.estimator.predict_proba(frame), 300)
     return percentiles(lambda: model.infer(row), 5000)
 
 
@@ -105,16 +109,15 @@ def latency(room: Room) -> None:
             try:
                 checked(room, server, 16)
                 wrk(server.url, body, clients=1, seconds=2, folder=room.home)
-                runs = []
-                for _ in range(3):
-                    before = bare(room, backend)
-                    load = wrk(server.url, body, clients=1, seconds=4, folder=room.home)
-                    runs.append((load.p50 - before[0], before, load))
-                _, before, load = sorted(runs, key=lambda run: run[0])[1]
+                bares, loads = [], []
+                for _ in range(10):
+                    bares.append(bare(room, backend))
+                    loads.append(wrk(server.url, body, clients=1, seconds=1, folder=room.home))
+                before = tuple(min(each[i] for each in bares) for i in (0, 1))
+                p50, p99 = min(each.p50 for each in loads), min(each.p99 for each in loads)
                 print(
                     f"| {backend} | {durability} | {before[0]:.3f} / {before[1]:.3f} |"
-                    f" {load.p50:.3f} / {load.p99:.3f} |"
-                    f" {load.p50 - before[0]:.3f} / {load.p99 - before[1]:.3f} |",
+                    f" {p50:.3f} / {p99:.3f} | {p50 - before[0]:.3f} / {p99 - before[1]:.3f} |",
                     flush=True,
                 )
             finally:
@@ -131,8 +134,11 @@ CASES: dict[str, dict[str, Any]] = {
 def rows(room: Room) -> None:
     """Many clients."""
     print("\n## 16 clients\n")
-    print("| interpreter | log | 1 row: p50 / p99 ms | rows/s | 64 rows: p50 / p99 ms | rows/s |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| interpreter | log | 1 row: p50 / p99 ms | rows/s | per cpu-s | 64 rows: p50 / p99 ms |"
+        " rows/s | per cpu-s |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for backend in BACKENDS:
         room.point("1", backend)
         for name, defaults in CASES.items():
@@ -140,21 +146,26 @@ def rows(room: Room) -> None:
             server = ours(room, body=one, defaults=defaults)
             try:
                 wrk(server.url, one, clients=4, seconds=1, folder=room.home)
-                single = wrk(server.url, one, clients=16, seconds=4, folder=room.home)
-                wide = wrk(server.url, many, clients=16, seconds=4, folder=room.home)
-                print(_line(f"{backend} | {name}", single, wide), flush=True)
+                cells = [
+                    _windows(server, each, size, room) for size, each in ((1, one), (64, many))
+                ]
+                print(f"| {backend} | {name} | " + " | ".join(cells) + " |", flush=True)
                 counters = _counters(server)
                 if counters:
-                    print(f"|  | ↳ {counters} |  |  |  |  |", flush=True)
+                    print(f"|  | ↳ {counters} |  |  |  |  |  |  |", flush=True)
             finally:
                 server.stop()
 
 
-def _line(name: str, single: Load, wide: Load) -> str:
-    failed = single.failed + wide.failed
+def _windows(server: Server, body: bytes, size: int, room: Room) -> str:
+    before = server.cpu()
+    loads = [wrk(server.url, body, clients=16, seconds=1, folder=room.home) for _ in range(6)]
+    used = server.cpu() - before
+    failed = sum(load.failed for load in loads)
     return (
-        f"| {name} | {single.p50:.2f} / {single.p99:.2f} | {single.rate:,.0f} |"
-        f" {wide.p50:.2f} / {wide.p99:.2f} | {64 * wide.rate:,.0f} |"
+        f"{min(load.p50 for load in loads):.2f} / {min(load.p99 for load in loads):.2f} |"
+        f" {size * max(load.rate for load in loads):,.0f} |"
+        f" {size * sum(load.requests for load in loads) / used:,.0f}"
         + (f" FAILED {failed}" if failed else "")
     )
 
@@ -192,16 +203,15 @@ def swap(room: Room) -> None:
                 asking = threading.Thread(target=_ask_all, args=(server, over, wrong))
                 asking.start()
                 while sum(load.requests for load in loads) < 50_000 or swaps < 20:
-                    thread = threading.Thread(
-                        target=lambda: loads.append(
-                            wrk(server.url, body, clients=16, seconds=8, folder=room.home)
+                    with ThreadPoolExecutor(1) as pool:
+                        one = pool.submit(
+                            wrk, server.url, body, clients=16, seconds=8, folder=room.home
                         )
-                    )
-                    thread.start()
-                    while thread.is_alive():
-                        swaps += 1
-                        room.point(str(swaps % 3 + 1), backend)
-                        thread.join(0.4)
+                        while not one.done():
+                            swaps += 1
+                            room.point(str(swaps % 3 + 1), backend)
+                            time.sleep(0.4)
+                        loads.append(one.result())
                 over.set()
                 asking.join()
                 failed = sum(load.failed for load in loads) + len(wrong)
@@ -348,12 +358,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "peers", []], default=[])
     parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
+    parser.add_argument(
+        "--room", type=Path, help="keep what is prepared in this folder, and use it"
+    )
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         began = perf_counter()
-        room = Room(Path(folder))
-        print(f"prepared three versions with two interpreters in {perf_counter() - began:.0f} s")
+        room = Room.kept(given.room) if given.room else Room(Path(folder))
+        print(
+            f"three versions with two interpreters are ready after {perf_counter() - began:.0f} s"
+        )
         for name, part in PARTS.items():
             if not given.parts or name in given.parts:
                 part(room)
@@ -362,8 +377,6 @@ def main() -> None:
 
             compare(room, given.peers)
 
-
-__all__ = ["free_port", "main"]
 
 if __name__ == "__main__":
     main()

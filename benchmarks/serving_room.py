@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -112,6 +113,16 @@ class Room:
                 )
         self.spec = spec
 
+    @classmethod
+    def kept(cls, home: Path) -> Room:
+        """A room that was prepared before, or one that is kept for the next time."""
+        there = home / "room.pickle"
+        if not there.exists():
+            home.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(pickle.dumps(cls(home)))
+        found: Room = pickle.loads(there.read_bytes())
+        return found
+
     def point(self, version: str, backend: str, model: str = "m") -> None:
         """Let workers serve a version."""
         target = self.targets[version, backend]
@@ -168,17 +179,29 @@ class Server:
             self.stop()
             raise RuntimeError(f"{command}: {self._log.read_text()[-800:]}")
 
+    def _processes(self) -> list[tuple[Path, list[str]]]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, IndexError):
+                    stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if self.process.pid in (int(stat[2]), int(stat[3]), int(stat[1])):
+                        found.append((entry, stat))
+        return found
+
     def memory(self) -> float:
         """Megabytes of its processes: proportional set size."""
         total = 0
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError, IndexError, ValueError):
-                    stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if int(stat[2]) == self.process.pid or int(stat[3]) == self.process.pid:
-                        found = re.search(r"Pss: +(\d+)", (entry / "smaps_rollup").read_text())
-                        total += int(found[1]) if found else 0
+        for entry, _ in self._processes():
+            with contextlib.suppress(OSError):
+                found = re.search(r"\nPss: +(\d+)", (entry / "smaps_rollup").read_text())
+                total += int(found[1]) if found else 0
         return total / 1024
+
+    def cpu(self) -> float:
+        """Processor seconds that its processes have used."""
+        ticks = sum(int(stat[11]) + int(stat[12]) for _, stat in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         self.process.terminate()
