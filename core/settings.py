@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -19,9 +19,18 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_alerts import AlertSettings as AlertSettings
+from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
+from core.settings_alerts import MuteSettings as MuteSettings
+from core.settings_alerts import RouteSettings as RouteSettings
+from core.settings_data import PrivacySettings as PrivacySettings
+from core.settings_data import QualitySettings as QualitySettings
 from core.settings_interpreters import BackendChoice as BackendChoice
 from core.settings_interpreters import InterpreterSettings as InterpreterSettings
 from core.settings_interpreters import Profile as Profile
+from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
+from core.settings_receivers import ReceiverSettings as ReceiverSettings
+from core.settings_receivers import ReceiverType as ReceiverType
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -52,30 +61,6 @@ class Secret:
         return "***"
 
 
-class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the feed counts as broken."""
-
-    missing_points: Share = 0.2
-    """Rise of a column's missing share over the baseline's that breaks the feed."""
-    unseen_share: Share = 0.2
-    """Share of rows with a category the baseline never saw that breaks the feed."""
-    out_of_range_share: Share = 0.5
-    """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
-
-
-class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which input columns the log may keep; others are neither monitored nor learned from."""
-
-    allow: tuple[str, ...] = ()
-    """Only these columns (and hashed ones) are logged; all of them when empty."""
-    deny: tuple[str, ...] = ()
-    """Never logged: missing in every row."""
-    hash: tuple[str, ...] = ()
-    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
-    key: str = ""
-    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
-
-
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is watched, retrained and logged."""
 
@@ -84,6 +69,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runbook: str = ""
     """URL of what to do; linked in every message."""
     check_every: Duration = "1h"
+    """Time between two checks."""
     window: Duration = "7d"
     """Span of event time a check looks back over."""
     min_rows: Annotated[int, Meta(ge=1)] = 50
@@ -92,6 +78,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The loss to watch; the model's own (Brier, log loss, MAE) when not set."""
     tolerance: Positive = 0.1
     """How much worse than expected the loss may get, relative to the baseline's."""
+    threshold: Share = 0.5
+    """Probability from which a binary answer counts as positive, for accuracy, F1, precision and
+    recall."""
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """The quantile that a regression predicts, for its pinball loss."""
+    segments: tuple[str, ...] = ()
+    """Input columns whose levels (or quarters, of a number) are scored by themselves; when empty
+    the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
     max_age: Duration | None = None
@@ -103,6 +97,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
+    late_data_after: Duration | None = None
+    """Rows that arrive later than this after they were asked are late; the check window when not
+    set, since no check judges them any more."""
+    no_labels_after: Duration | None = None
+    """Longest normal silence of labels; two check windows and `label_delay` when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None
@@ -128,6 +127,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
     """Names of the receivers that are told; all of them when empty."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Own labels of the model's incidents, for routes and silences, such as `{team: crm}`."""
     quality: QualitySettings = field(default_factory=QualitySettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
 
@@ -140,8 +141,12 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ui: str = ""
     """Address of the MLflow UI for links, when shelflife does not start it."""
     port: Port = 5000
+    """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
+    webhook_secret: str = ""
+    """`env:NAME` or `file:/path` of the secret of MLflow's registry webhooks, which hasten a poll;
+    their way in is closed when empty."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -161,18 +166,9 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
+    """Address the dashboard listens at; this machine alone by default."""
     port: Port = 8501
-
-
-class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    url: str
-    """Where the message goes; `env:NAME` where the address itself is a secret."""
-    type: Literal["webhook"] = "webhook"
-    secret: str = ""
-    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
-    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
-    timeout: Duration = "15s"
+    """Where it listens; 0 takes any free port."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,9 +191,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
+    """Who is told of incidents; nobody when empty."""
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    """A sign of life that somebody else misses when it stops; off when empty."""
+    alerts: AlertSettings = field(default_factory=AlertSettings)
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)
+    """Settings of single models, by name."""
 
     def model(self, name: str) -> ModelSettings:
         """The settings of one model."""
@@ -345,7 +346,8 @@ class _Reader:
         if not isinstance(raw, dict):
             self.fail(path or "file", raw, "a mapping of keys to values")
             return
-        types = get_type_hints(section, include_extras=True)
+        hints = get_type_hints(section, include_extras=True)
+        types = {info.encode_name: hints[info.name] for info in msgspec.structs.fields(section)}
         for key, value in raw.items():
             here = f"{path}.{key}" if path else str(key)
             if key not in types:
@@ -370,11 +372,12 @@ class _Reader:
                 if section is not None:
                     self.check(section, ModelSettings, f"{here}.{name}")
             return None
-        if wanted == tuple[ReceiverSettings, ...]:
+        inner = get_args(wanted)[0] if get_origin(wanted) is tuple else None
+        if isinstance(inner, type) and issubclass(inner, Struct):
             if not isinstance(value, list):
-                self.fail(here, value, "a list of receivers")
+                self.fail(here, value, f"a list of {here.rpartition('.')[2]}")
             for index, section in enumerate(value):  # type: ignore[arg-type]
-                self.check(section, ReceiverSettings, f"{here}[{index}]")
+                self.check(section, inner, f"{here}[{index}]")
             return None
         try:
             msgspec.convert(value, wanted)

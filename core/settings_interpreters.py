@@ -34,6 +34,7 @@ class RaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """`auto`, `ray://host:10001`, or `local` for one of our own; without one the `ray` backend is
     not applicable."""
     replicas: Annotated[int, Meta(ge=1)] = 1
+    """Replicas of each model."""
     cpus: Annotated[float, Meta(ge=0)] = 1.0
     """Processors each replica reserves."""
     gpus: Annotated[float, Meta(ge=0)] = 0.0

@@ -14,8 +14,11 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 
 class ServingSettings(InterpreterSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
+    """Address the server listens at; this machine alone by default."""
     port: Port = 8080
+    """Where it listens; 0 takes any free port."""
     max_body_mb: Positive = 8.0
+    """Largest inference request in megabytes, before and after decompression."""
     log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
     """Rows waiting to be logged; above it they are shed and counted."""
     log_wait: Duration = "1s"

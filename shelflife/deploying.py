@@ -34,7 +34,11 @@ def deploy_model(service: Service, model: str, *, now: datetime) -> Deployed | N
     champion = promotion.observe(service.registry, service.ledger, model, now=now)
     second = None
     if champion is not None:
-        found = rollout.beside(service.ledger, model, champion.version, settings, at=now)
+        alias = service.registry.by_alias(model, "challenger")
+        found = rollout.beside(
+            service.ledger, model, champion.version, settings,
+            challenger=alias.version if alias is not None else "", at=now,
+        )  # fmt: skip
         if found is not None:
             second = deploy.Beside(**msgspec.structs.asdict(found))
     done = deploy.sync(

@@ -10,6 +10,7 @@ Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
 STATUS = {
     400: "The request cannot be used; nothing was written.",
+    401: "The signature is missing, wrong or too old.",
     404: "There is no such model, version or command.",
     408: "The body did not come in time; nothing was written.",
     409: "The request does not fit the state of things.",
