@@ -33,6 +33,7 @@ from shelflife.tick import TickResult, grid, rhythm, tick
 
 log = logging.getLogger("shelflife.scheduler")
 _BEAT = 1.0  # seconds between looks at what is due
+_TURN = 5.0  # seconds between looks at reminders, silences and workers
 _SEAL_AFTER = timedelta(hours=1)  # rows this long in the hot table are sealed
 _SEAL_ROWS = 1_000
 _PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before a run that cannot go on is tried again
@@ -71,7 +72,7 @@ class Scheduler:
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
         self._started = wall_clock()
-        self._add(self.alerts, _BEAT)
+        self._add(self.alerts, _TURN)
         self._add(self.deliver, _BEAT)
         self._add(self.obey_commands, _BEAT)
         self._add(self.render_reports, 5.0)

@@ -35,7 +35,7 @@ _CROSSED = 5  # numbers over their line in the data of a message
 _ENTRIES = 5  # incidents that a message about many always names
 
 
-class MessageContext(Struct, frozen=True, kw_only=True):
+class MessageContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every message about a model says besides its finding, and how it is routed."""
 
     model: str

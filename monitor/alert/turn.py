@@ -1,6 +1,6 @@
 """What time alone brings: ended silences, reminders, escalations, and groups that waited.
 
-`Turn.run` is asked after every check for its model, and every second by the scheduler for all.
+`Turn.run` is asked after every check for its model, and every few seconds by the scheduler for all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class Turn:
         """Tell what is due; returns what was said of which incident, and the message's id."""
         loud = []
         for incident in incidents:
-            if incident.state in ("open", "acknowledged") and not self._quiet(incident):
-                loud.append(records.get(self.tx, incident.id))
+            if incident.state not in ("open", "acknowledged") or self._quiet(incident):
+                continue
+            changed = incident.muted or incident.withheld
+            loud.append(records.get(self.tx, incident.id) if changed else incident)
         for incident in loud:
             if incident.withheld:
                 self._tell_withheld(incident)
@@ -93,10 +95,12 @@ class Turn:
             for name, target, key in self.desk.concerned(incident):
                 if not target.alone and not self.whole:
                     continue  # others of the group would be left out
+                every = target.repeat if target.repeat is not None else context.repeat
+                if incident.told is not None and self.at - incident.told <= every:
+                    continue  # no need to ask
                 last = self.desk.last(key)
                 if last is None:  # told before there were notices, or never
                     last = outbox.last_created(self.tx, incident.id) or incident.opened
-                every = target.repeat if target.repeat is not None else context.repeat
                 if lifecycle.reminds(told=max(last, incident.opened), at=self.at, every=every):
                     due.setdefault(key, []).append((incident, target, name))
         events: dict[int, int] = {}
