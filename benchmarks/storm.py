@@ -1,10 +1,10 @@
 """A quarter in which everything drifts at once: how often is anybody told?
 
 50 models of 500 columns are checked every hour for 90 days on a clock that only this program
-moves. On day 10 all columns of all models drift at once, for 50 days; one model's feed flaps for half of
-it, found by every second check; another flaps slowly (1 check in 6); one model decays for a
-week. For the whole of day 10 every receiver fails. What is counted comes from the ledger's tables
-and from what the receivers got, not from the code that decides:
+moves. On day 10 all columns of all models drift at once, for 50 days; for half of the quarter one
+model's feed flaps, found by every second check, and another's slowly, by one in six; one model
+decays for a week. For the whole of day 10 every receiver fails. What is counted comes from the
+ledger's tables and from what the receivers got, not from the code that decides:
 
 - pages of an incident, at most one, however many of its columns drift;
 - messages of a group nearer to each other than its interval, and repeats nearer than theirs: none;
@@ -32,6 +32,8 @@ from typing import Any
 import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import itertools
 
 from core import schema
 from core.ledger import Ledger
@@ -140,7 +142,7 @@ def count(ledger: Ledger, inboxes: dict[str, Inbox], interval: timedelta) -> dic
         by_group.setdefault(row.group_key, []).append(row)
     early = close = 0
     for told in by_group.values():
-        for before, after in zip(told, told[1:], strict=False):
+        for before, after in itertools.pairwise(told):
             apart = after.created - before.created
             only = kinds[(after.message_id, after.receiver)]
             early += only == {"reminder"} and apart < REPEAT

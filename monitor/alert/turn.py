@@ -91,28 +91,29 @@ class Turn:
         """Tell what lasts once more: each group at most once an interval, all of it together."""
         due: dict[str, list[tuple[Incident, Target, str]]] = {}
         for incident in incidents:
-            context = self.desk.context(incident)
             for name, target, key in self.desk.concerned(incident):
-                if not target.alone and not self.whole:
-                    continue  # others of the group would be left out
-                every = target.repeat if target.repeat is not None else context.repeat
-                if incident.told is not None and self.at - incident.told <= every:
-                    continue  # no need to ask
-                last = self.desk.last(key)
-                if last is None:  # told before there were notices, or never
-                    last = outbox.last_created(self.tx, incident.id) or incident.opened
-                if lifecycle.reminds(told=max(last, incident.opened), at=self.at, every=every):
+                # Others of the group would be left out, where only one model is looked at.
+                if (target.alone or self.whole) and self._due(incident, target, key):
                     due.setdefault(key, []).append((incident, target, name))
         events: dict[int, int] = {}
         for key, members in due.items():
             for incident, target, name in members:
-                if incident.id not in events:
-                    events[incident.id] = journal.write(
-                        self.tx, incident.id, self.at, "reminder", incident.title
-                    )
-                self.desk.note(
-                    incident, target, name, key, event=events[incident.id], kind="reminder"
-                )
+                number = incident.id
+                if number not in events:
+                    title = incident.title
+                    events[number] = journal.write(self.tx, number, self.at, "reminder", title)
+                self.desk.note(incident, target, name, key, event=events[number], kind="reminder")
             message = self.desk.flush([key])
             for incident, _, _ in members:
                 self.said.setdefault(incident.id, ("reminder", message))
+
+    def _due(self, incident: Incident, target: Target, key: str) -> bool:
+        """Whether a group is told again of what lasts."""
+        usual = self.desk.context(incident).repeat
+        every = target.repeat if target.repeat is not None else usual
+        if incident.told is not None and self.at - incident.told <= every:
+            return False  # no need to ask
+        last = self.desk.last(key)
+        if last is None:  # told before there were notices, or never
+            last = outbox.last_created(self.tx, incident.id) or incident.opened
+        return lifecycle.reminds(told=max(last, incident.opened), at=self.at, every=every)

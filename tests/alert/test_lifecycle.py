@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -158,5 +159,5 @@ def test_any_life_keeps_its_promises(steps: list[Any], n: int, extra: int, clear
             told.append("resolved")
             life = None
     alternating = [step for step in told if step != "worse"]
-    assert all(a != b for a, b in zip(alternating, alternating[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(alternating))
     assert not alternating or alternating[0] == "opened"  # resolved after opened, never before

@@ -6,6 +6,7 @@ at the tables.
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -160,7 +161,7 @@ class OnCall(RuleBasedStateMachine):
             apart = REPEAT if kinds == {"reminder"} else apart
             spoke.setdefault(row.group_key, []).append((row.created, apart))
         for told in spoke.values():
-            for (before, _), (after, apart) in zip(told, told[1:], strict=False):
+            for (before, _), (after, apart) in itertools.pairwise(told):
                 assert after - before >= apart
 
     @invariant()
