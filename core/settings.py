@@ -23,6 +23,14 @@ from core.settings_alerts import AlertSettings as AlertSettings
 from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
 from core.settings_alerts import MuteSettings as MuteSettings
 from core.settings_alerts import RouteSettings as RouteSettings
+from core.settings_data import PrivacySettings as PrivacySettings
+from core.settings_data import QualitySettings as QualitySettings
+from core.settings_interpreters import BackendChoice as BackendChoice
+from core.settings_interpreters import InterpreterSettings as InterpreterSettings
+from core.settings_interpreters import Profile as Profile
+from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
+from core.settings_receivers import ReceiverSettings as ReceiverSettings
+from core.settings_receivers import ReceiverType as ReceiverType
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -34,9 +42,9 @@ from core.settings_retrain import RetrainSettings as RetrainSettings
 from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
+from core.settings_serving import Port as Port
+from core.settings_serving import ServingSettings as ServingSettings
 from core.spec import NAME, Metric
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Secret:
@@ -53,30 +61,6 @@ class Secret:
         return "***"
 
 
-class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the feed counts as broken."""
-
-    missing_points: Share = 0.2
-    """Rise of a column's missing share over the baseline's that breaks the feed."""
-    unseen_share: Share = 0.2
-    """Share of rows with a category the baseline never saw that breaks the feed."""
-    out_of_range_share: Share = 0.5
-    """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
-
-
-class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which input columns the log may keep; others are neither monitored nor learned from."""
-
-    allow: tuple[str, ...] = ()
-    """Only these columns (and hashed ones) are logged; all of them when empty."""
-    deny: tuple[str, ...] = ()
-    """Never logged: missing in every row."""
-    hash: tuple[str, ...] = ()
-    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
-    key: str = ""
-    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
-
-
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is watched, retrained and logged."""
 
@@ -85,6 +69,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runbook: str = ""
     """URL of what to do; linked in every message."""
     check_every: Duration = "1h"
+    """Time between two checks."""
     window: Duration = "7d"
     """Span of event time a check looks back over."""
     min_rows: Annotated[int, Meta(ge=1)] = 50
@@ -93,6 +78,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The loss to watch; the model's own (Brier, log loss, MAE) when not set."""
     tolerance: Positive = 0.1
     """How much worse than expected the loss may get, relative to the baseline's."""
+    threshold: Share = 0.5
+    """Probability from which a binary answer counts as positive, for accuracy, F1, precision and
+    recall."""
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """The quantile that a regression predicts, for its pinball loss."""
+    segments: tuple[str, ...] = ()
+    """Input columns whose levels (or quarters, of a number) are scored by themselves; when empty
+    the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
     max_age: Duration | None = None
@@ -104,6 +97,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
+    late_data_after: Duration | None = None
+    """Rows that arrive later than this after they were asked are late; the check window when not
+    set, since no check judges them any more."""
+    no_labels_after: Duration | None = None
+    """Longest normal silence of labels; two check windows and `label_delay` when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None
@@ -113,8 +111,18 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     commit_within: Duration = "10ms"
     """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
+    latency_budget: Duration = "50ms"
+    """How long waiting and predicting may take together; batches are kept that small under load."""
+    weight: Positive = 1.0
+    """The model's share of processor and memory under load, relative to other models'."""
+    pinned: bool = False
+    """Never taken out of memory to make room for another model."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    backend: BackendChoice | None = None
+    """The interpreter of this model; serving's when not set."""
+    profile: Profile | None = None
+    """What its interpreter is chosen for; serving's when not set."""
     repeat_every: Duration = "7d"
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
@@ -133,21 +141,12 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ui: str = ""
     """Address of the MLflow UI for links, when shelflife does not start it."""
     port: Port = 5000
+    """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
-
-
-class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    max_body_mb: Positive = 8.0
-    log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
-    """Rows waiting to be logged; above it they are shed and counted."""
-    log_wait: Duration = "1s"
-    """Longest a strict answer waits for its row to be committed."""
-    max_batch: Annotated[int, Meta(ge=1)] = 256
-    threads: Annotated[int, Meta(ge=1)] = 1
-    """Threads a model may use for one prediction."""
+    webhook_secret: str = ""
+    """`env:NAME` or `file:/path` of the secret of MLflow's registry webhooks, which hasten a poll;
+    their way in is closed when empty."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,18 +166,9 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
+    """Address the dashboard listens at; this machine alone by default."""
     port: Port = 8501
-
-
-class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    url: str
-    """Where the message goes; `env:NAME` where the address itself is a secret."""
-    type: Literal["webhook"] = "webhook"
-    secret: str = ""
-    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
-    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
-    timeout: Duration = "15s"
+    """Where it listens; 0 takes any free port."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,10 +191,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
+    """Who is told of incidents; nobody when empty."""
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    """A sign of life that somebody else misses when it stops; off when empty."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)
+    """Settings of single models, by name."""
 
     def model(self, name: str) -> ModelSettings:
         """The settings of one model."""

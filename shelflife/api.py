@@ -19,6 +19,7 @@ from shelflife.service import wall_clock
 from shelflife.web import openapi
 from shelflife.web.control import Control
 from shelflife.web.edge import JSON, Bodies, edge
+from shelflife.web.hints import Hints
 from shelflife.web.ingest import Count, Ingest
 from shelflife.web.kserve import Events
 from shelflife.web.limits import Limits
@@ -44,10 +45,13 @@ class Api:
     ) -> None:
         specs, bodies = Specs(settings.home_path, ledger), Bodies(Limits.of(settings))
         clock = wall_clock
-        self.control = Control(ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
+        self.control = Control(settings, ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
         self.oncall = OnCall(settings, ledger, bodies, clock=clock)
         self.ingest = Ingest(settings, specs, log, bodies, count=count, clock=clock)
         self.events = Events(settings, specs, ledger, log, bodies, count=count, clock=clock)
+
+        secret = settings.mlflow.webhook_secret
+        self.hints = Hints(secret, ledger, bodies, clock=clock)
 
     def routes(self) -> list[Route]:
         """What to mount beside the inference routes."""
@@ -71,6 +75,7 @@ class Api:
             f"{one}/cloudevents": self.events.receive,
             f"{one}/actions/{{action}}": control.act,
             "/api/v1/cloudevents": self.events.receive,
+            "/api/v1/hints/mlflow": self.hints.receive,
             "/api/v1/incidents/{id}/{action}": self.oncall.act,
             "/api/v1/silences/{id}/end": self.oncall.end,
         }

@@ -84,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
+    receivers = add("receivers", "who is told: list, test, enable, failed, replay")
+    receivers.add_argument("verb", nargs="?", default="list", choices=RECEIVER_VERBS)
+    receivers.add_argument("name", nargs="?", help="the receiver that is meant")
     incident_options(add("incidents", "what is open; acknowledge, silence, resolve, …", who))
     silence_options(add("silences", "what nobody wants to hear of: list, add, end", who))
     listed = add("runs", "retraining runs, newest first", who)
@@ -94,16 +97,22 @@ def parser() -> argparse.ArgumentParser:
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     add("doctor", "find what is wrong with this installation, and how to mend it")
+    completion = add("completion", "write the script that lets your shell complete all this")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top
 
 
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
 VERBS = ("approve", "reject", "resume", "abandon")
+#: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
+RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 #: Commands that must not pay for the imports of the others.
 _MODULES = {
     "compare": "shelflife.compare_command",
+    "receivers": "shelflife.receivers_command",
+    "completion": "shelflife.completion",
     "incidents": "shelflife.incidents_command",
     "silences": "shelflife.incidents_command",
 }

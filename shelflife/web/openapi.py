@@ -109,7 +109,23 @@ def _ingest() -> Json:
         f"{one}/labels": {"parameters": [MODEL, atomic], "post": labels},
         f"{one}/cloudevents": {"parameters": [MODEL, version, *_ce()], "post": events},
         "/api/v1/cloudevents": {"parameters": [version, *_ce()], "post": events},
+        "/api/v1/hints/mlflow": {"post": _hint()},
     }
+
+
+def _hint() -> Json:
+    noted = {
+        "type": "object", "required": ["state"], "properties": {"state": {"const": "noted"}},
+    }  # fmt: skip
+    return operation(
+        "A registry webhook of MLflow: look sooner; its body is not read",
+        {202: said("It is noted.", noted)},
+        400, 401, 404, 408, 413, 415, 503,
+        requestBody={
+            "required": False,
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+    )  # fmt: skip
 
 
 def _rows(name: str) -> Json:
@@ -169,9 +185,14 @@ def _control() -> Json:
     }  # fmt: skip
     body = {"required": False, "content": {"application/json": {"schema": ref("ActionIn")}}}
     health = {
-        "type": "object", "required": ["status"],
-        "properties": {"status": {"enum": ["ok", "failing"]}},
-    }  # fmt: skip
+        "type": "object",
+        "required": ["status", "problems", "at"],
+        "properties": {
+            "status": {"enum": ["ok", "degraded", "failing"]},
+            "problems": {"type": "array", "items": {"type": "string"}},
+            "at": {"type": "string", "format": "date-time"},
+        },
+    }
     full = {
         "allOf": [ref("Summary")], "required": ["log", "check"],
         "properties": {"log": ref("LogCounts"), "check": {"type": ["object", "null"]}},
@@ -205,8 +226,11 @@ def _control() -> Json:
         "/api/v1/runs": _listing("runs", "Run", listed),
         "/healthz": {
             "get": operation(
-                "Whether the ledger answers",
-                {200: said("It does.", health), 503: said("It does not.", health)},
+                "Whether models are watched and people are told",
+                {
+                    200: said("They are, or one receiver is not.", health),
+                    503: said("The monitor is blind or mute.", health),
+                },
             )
         },
         "/metrics": {
