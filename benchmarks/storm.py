@@ -53,6 +53,7 @@ ROUTES = {
     "by owner": "{group_by: [owner], group_wait: 30m, group_interval: 4h}",
     "all in one": "{group_by: [], group_wait: 30m, group_interval: 1d}",
 }
+TURNS = (0, 0.5, 1, 2, 4, 6, 8, 12, 16, 20)  # hours after a check
 STORM, CALM, OUTAGE = 10, 60, (10, 11)  # days
 
 
@@ -110,9 +111,10 @@ def simulate(route: str, *, models: int, days: int, every: timedelta) -> dict[st
                     findings=findings(number, now, index, days),
                 )  # fmt: skip
             checks += 1
-        steps = max(1, every // (30 * timedelta(minutes=1)))
-        for step in range(steps):  # the scheduler's turns between two checks
-            moment = now + step * (every / steps)
+        for hours in TURNS:  # the scheduler's turns between two checks
+            moment = now + hours * HOUR
+            if moment >= now + every:
+                break
             oncall.turn(ledger, settings, now=moment)
             outbox.deliver_due(ledger, inboxes, now=moment, rng=rng)  # type: ignore[arg-type]
         now, index = now + every, index + 1

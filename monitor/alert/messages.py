@@ -85,6 +85,8 @@ class MessageContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def clean(text: str, limit: int = _LINE) -> str:
     """One line of printable text of at most `limit` characters."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return " ".join(text.split())  # what almost every name is like
     head = text[: 4 * limit]  # a megabyte of category is not worth looking at
     printable = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in head)
     line = " ".join(printable.split())
