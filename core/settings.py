@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -19,6 +19,10 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_alerts import AlertSettings as AlertSettings
+from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
+from core.settings_alerts import MuteSettings as MuteSettings
+from core.settings_alerts import RouteSettings as RouteSettings
 from core.settings_data import PrivacySettings as PrivacySettings
 from core.settings_data import QualitySettings as QualitySettings
 from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
@@ -97,6 +101,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
     """Names of the receivers that are told; all of them when empty."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Own labels of the model's incidents, for routes and silences, such as `{team: crm}`."""
     quality: QualitySettings = field(default_factory=QualitySettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
 
@@ -179,6 +185,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who is told of incidents; nobody when empty."""
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     """A sign of life that somebody else misses when it stops; off when empty."""
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    """How incidents are grouped, routed, repeated, escalated and muted."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)
@@ -330,7 +338,8 @@ class _Reader:
         if not isinstance(raw, dict):
             self.fail(path or "file", raw, "a mapping of keys to values")
             return
-        types = get_type_hints(section, include_extras=True)
+        hints = get_type_hints(section, include_extras=True)
+        types = {info.encode_name: hints[info.name] for info in msgspec.structs.fields(section)}
         for key, value in raw.items():
             here = f"{path}.{key}" if path else str(key)
             if key not in types:
@@ -355,11 +364,12 @@ class _Reader:
                 if section is not None:
                     self.check(section, ModelSettings, f"{here}.{name}")
             return None
-        if wanted == tuple[ReceiverSettings, ...]:
+        inner = get_args(wanted)[0] if get_origin(wanted) is tuple else None
+        if isinstance(inner, type) and issubclass(inner, Struct):
             if not isinstance(value, list):
-                self.fail(here, value, "a list of receivers")
+                self.fail(here, value, f"a list of {here.rpartition('.')[2]}")
             for index, section in enumerate(value):  # type: ignore[arg-type]
-                self.check(section, ReceiverSettings, f"{here}[{index}]")
+                self.check(section, inner, f"{here}[{index}]")
             return None
         try:
             msgspec.convert(value, wanted)

@@ -127,6 +127,22 @@ class Staleness(Struct, frozen=True, kw_only=True):
     label_lag: float | None  # median time from prediction to label
 
 
+class Crossed(Struct, frozen=True, kw_only=True):
+    """A number that is over its line, as a message says it."""
+
+    what: str
+    value: float
+    low: float | None = None  # 95 % confidence interval
+    high: float | None = None
+    line: float
+    n: int
+
+    @property
+    def over(self) -> float:
+        """How far over the line."""
+        return self.value - self.line
+
+
 class Finding(Struct, frozen=True, kw_only=True):
     """One cause for an incident. `cause` names it over time; numbers live in `text`."""
 
@@ -137,6 +153,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     columns: tuple[str, ...] = ()
     clearing: bool = False  # under the opening line but not yet under the resolving one
+    crossed: tuple[Crossed, ...] = ()  # the numbers of `text`, for machines; gravest first
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -89,6 +89,7 @@ def _tags(
         "shelflife.gate": "passed" if gate.passed else "refused",
         "shelflife.run_id": run.id,
         "shelflife.trigger": run.trigger,
+        **({"shelflife.incident": str(run.incident_id)} if run.incident_id else {}),
         "shelflife.parent": run.champion,
         "shelflife.dataset": account.identity,
         "shelflife.trained_until": iso(account.trained_until),

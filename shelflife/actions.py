@@ -237,11 +237,13 @@ def served(service: Service, model: str, version: str, *, within: timedelta) -> 
     return deploy.wait_served(service.ledger, model, version, timeout=within).ok
 
 
-def acknowledge_now(service: Service, incident: int, *, by: str, at: datetime) -> None:
+def acknowledge_now(
+    service: Service, incident: int, *, by: str, at: datetime, reason: str = ""
+) -> None:
     """Somebody looks after it: no repeats until it is resolved.
 
     Raises:
         NotFound: no such incident.
     """
     with service.ledger.write() as tx:
-        incidents.acknowledge(tx, incident, by=by, at=at)
+        incidents.acknowledge(tx, incident, by=by, at=at, reason=reason)

@@ -229,12 +229,6 @@ def _moved(service: Service, model: str, version: str) -> str:
     return f"{model}: version {version} is the champion {how[answering]}"
 
 
-def do_incidents(given: argparse.Namespace) -> int:
-    rows = show.fetch(Service.open(given.settings).ledger, "incidents", given)
-    _out(given, rows, show.incidents(rows, detailed=given.id is not None))
-    return OK
-
-
 def do_runs(given: argparse.Namespace) -> int:
     if given.id in VERBS:
         return _decide(given)

@@ -27,7 +27,7 @@ from monitor.alert import receivers as tellers
 from monitor.alert.contract import Refreshed
 from monitor.alert.refreshing import refresh_due
 from retrain import run
-from shelflife import commands, health, housekeeping, reports, selfwatch
+from shelflife import commands, health, housekeeping, oncall, reports, selfwatch, serving_watch
 from shelflife.deploying import deploy_all
 from shelflife.health import Problem
 from shelflife.leases import HOLDER, LASTS, held
@@ -86,6 +86,8 @@ class Scheduler:
             self._add(self.heed_hints, _BEAT)
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
+        self._started = wall_clock()
+        self._add(self.alerts, _BEAT)
         self._add(self.deliver, _BEAT)
         self._add(self.refresh, _BEAT)
         self._add(self.obey_commands, _BEAT)
@@ -206,6 +208,14 @@ class Scheduler:
                 gone = clean(self.service, now=wall_clock())
                 if gone:
                     log.info("cleaned", extra={"folders": len(gone)})
+
+    def alerts(self) -> None:
+        """Tell what time alone brings, and see whether the workers are alive."""
+        with held(self.service.ledger, "alerts") as lease:
+            if lease is not None:
+                now = wall_clock()
+                serving_watch.look(self.service, started=self._started, now=now)
+                oncall.turn(self.service.ledger, self.service.settings, now=now)
 
     def deliver(self) -> None:
         """Send what is in the outbox."""

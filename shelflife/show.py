@@ -133,7 +133,7 @@ def fetch(ledger: Ledger, name: str, given: argparse.Namespace) -> list[Row]:
         wanted = int(given.id) if name == "incidents" and given.id.isdigit() else given.id
         query = query.where(table.c.id == wanted)
     elif not given.all and name == "incidents":
-        query = query.where(table.c.state != "resolved")
+        query = query.where(table.c.state.in_(("open", "acknowledged")))
     if given.model:
         query = query.where(table.c.model == given.model)
     with ledger.read() as tx:
@@ -170,6 +170,11 @@ def incidents(rows: Sequence[Row], *, detailed: bool) -> str:
             lines.append(f"       {finding.get('text', '')}")
             events = row.get("events", [])
             lines += [f"       {e['at']:%Y-%m-%d %H:%M}  {e['kind']}: {e['text']}" for e in events]
+            if row["muted"]:
+                lines.append(f"       nobody is told: {row['muted']}")
+            for sent in row.get("messages", []):
+                error = f" ({sent['error']})" if sent["error"] else ""
+                lines.append(f"       {sent['type']} to {sent['receiver']}: {sent['state']}{error}")
     return "\n".join(lines)
 
 

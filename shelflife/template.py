@@ -63,6 +63,26 @@ TEMPLATE = """\
 #   allow: []                 # as for receivers
 #   ca: ""
 
+# alerts:                     # who hears of what, and when (docs/oncall.md)
+#   opens: {}                 # by cause, such as {broken_feed: 2/3}: two of three checks open
+#   clears: 2                 # clear checks in a row that resolve; more after every relapse
+#   memory: 24                # checks within which ups and downs count as flapping
+#   route:                    # as in Alertmanager: the first child that matches takes it
+#     match: []               # such as ['severity="page"', 'owner=~"crm|sales"']
+#     receivers: []           # all when empty
+#     group_by: [model, cause]  # incidents alike in these share a message
+#     group_wait: 0s          # how long the first one waits for others
+#     group_interval: 0s      # least time between two messages of a group
+#     repeat_interval: 7d     # the model's repeat_every when not set
+#     escalate_after: 1h      # pages nobody acknowledged go to escalate_to, too
+#     escalate_to: []
+#     continue: false         # let the siblings after it match as well
+#     routes: []              # children of the same keys
+#   maintenance: []           # such as {reason: backups, days: [sun], start: "02:00", end: "04:00"}
+#   mutes: []                 # such as {source: ['cause="no_data"'], target: ['cause="stale"']}
+#   runbooks: ""              # URL to which /<cause> is appended; shelflife's own when empty
+#   templates: {}             # own words, by cause or for finding, resolved, step, group
+
 defaults:                     # for every model, unless its own section says otherwise
   owner: ""                   # who answers for the model; named in every message
   # runbook: ""               # URL of what to do; linked in every message
@@ -88,6 +108,7 @@ defaults:                     # for every model, unless its own section says oth
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
+  # labels: {}                # of its incidents, for routes and silences
   # quality:
   #   missing_points: 0.2     # rise of a missing share that breaks the feed
   #   unseen_share: 0.2       # share of never seen categories that does

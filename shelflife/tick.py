@@ -21,7 +21,7 @@ from core.settings import span
 from core.times import iso
 from monitor import check as checks
 from monitor import scores
-from monitor.alert import incidents
+from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
 from monitor.results import CheckResult, Finding, WindowScore
@@ -107,10 +107,10 @@ def tick(
             service.ledger,
             context=context,
             version=champion.version,
-            findings=result.findings,
+            findings=signs.findings(result),
+            signs=signs.first_signs(result),
             at=at,
             checked=judged_causes(result, service.model(model).min_rows),
-            repeat=span(service.model(model).repeat_every),
         )
         run_id = None
         if decision.action == "retrain":
@@ -292,8 +292,18 @@ def _announce_rollback(
         since=at,
     )
     incidents.open_incident(
-        tx, service.ledger, context=context, version=champion.version, finding=finding, at=at
-    )
+        tx, service.ledger, context=context, version=champion.version, finding=finding, at=at,
+        of=_story(tx, champion),
+    )  # fmt: skip
+
+
+def _story(tx: sa.Connection, champion: Version) -> int | None:
+    """The incident that a run promoted this version to answer, if one did."""
+    moves, runs = schema.promotions, schema.runs
+    mine = (moves.c.model == champion.model) & (moves.c.version == champion.version)
+    query = sa.select(runs.c.incident_id).select_from(moves).join(runs, runs.c.id == moves.c.run_id)
+    found: int | None = tx.scalar(query.where(mine).order_by(moves.c.id.desc()).limit(1))
+    return found
 
 
 def _advise_rollback(
@@ -314,8 +324,9 @@ def _advise_rollback(
     )
     advice = msgspec.structs.replace(context, next=f"shelflife rollback {champion.model}")
     incidents.open_incident(
-        tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at
-    )
+        tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at,
+        of=_story(tx, champion),
+    )  # fmt: skip
 
 
 def _context(
@@ -341,7 +352,7 @@ def _incident_for(tx: sa.Connection, model: str) -> int | None:
     table = schema.incidents
     rows = tx.execute(
         sa.select(table.c.id, table.c.cause)
-        .where(table.c.model == model, table.c.state != "resolved")
+        .where(table.c.model == model, table.c.state.in_(("open", "acknowledged", "noticed")))
         .order_by(table.c.id)
     ).all()
     for cause in ("decay", "stale", "drift"):

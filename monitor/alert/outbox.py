@@ -55,11 +55,16 @@ def put(
     body: str,
     receivers: Sequence[str],
     at: datetime,
+    group: str | None = None,
 ) -> None:
-    """Add a message to each receiver's queue in the caller's transaction, due at once."""
+    """Add a message to each receiver's queue in the caller's transaction, due at once.
+
+    Args:
+        group: messages of one group and receiver are delivered in order.
+    """
     common = {
         "message_id": message_id, "incident_id": incident_id, "type": type, "body": body,
-        "created": at, "next_attempt": EPOCH, "state": "pending",
+        "created": at, "next_attempt": EPOCH, "state": "pending", "group_key": group,
     }  # fmt: skip
     if receivers:
         tx.execute(schema.outbox.insert(), [{**common, "receiver": name} for name in receivers])

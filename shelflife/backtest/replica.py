@@ -171,7 +171,10 @@ class Replica(Service):
         """Titles of the pages that were opened at this moment."""
         table = schema.incidents
         query = sa.select(table.c.title).where(
-            table.c.model == self.name, table.c.severity == "page", table.c.opened == at
+            table.c.model == self.name,
+            table.c.severity == "page",
+            table.c.opened == at,
+            table.c.state != "noticed",
         )
         with self.ledger.read() as tx:
             return [str(title) for title in tx.scalars(query.order_by(table.c.id))]

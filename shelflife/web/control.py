@@ -33,7 +33,7 @@ from shelflife.web.wire import ActionIn
 
 _LISTED = 200  # rows of a listing
 _STATES = {
-    "incidents": ("open", "acknowledged", "resolved"),
+    "incidents": ("noticed", "open", "acknowledged", "resolved"),
     "runs": ("running", "waiting", "promoted", "refused", "failed", "abandoned"),
 }
 

@@ -17,7 +17,7 @@ from core import schema as tables
 from monitor.log.records import LabelReceipt, LogCounts
 from monitor.results import WindowScore
 from shelflife.commands import ACTIONS
-from shelflife.web import inference_schema, wire
+from shelflife.web import inference_schema, oncall, wire
 from shelflife.web.document import MODEL, REF, STATUS, Json, operation, path_parameter, ref, said
 from shelflife.web.events import BATCHED, STRUCTURED, TYPES
 from shelflife.web.ingest import ARROW, NDJSON
@@ -25,7 +25,7 @@ from shelflife.web.ingest import ARROW, NDJSON
 _TYPES: tuple[Any, ...] = (
     wire.PredictionsIn, wire.LabelsIn, wire.ActionIn, wire.PredictionsOut, wire.EventsOut,
     wire.Failure, wire.Nothing, LogCounts, WindowScore,
-    inference_schema.InferenceRequest,
+    inference_schema.InferenceRequest, *oncall.COMPONENTS,
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def document() -> Json:
             "version": _release(),
             "summary": "Inference, the log of what was asked and turned out true, and control.",
         },
-        "paths": _ingest() | _control() | inference_schema.paths(),
+        "paths": _ingest() | _control() | oncall.paths() | inference_schema.paths(),
         "components": {"schemas": components},
     }
 
@@ -277,7 +277,7 @@ def _windows() -> Json:
 
 def _listing(name: str, component: str, parameters: list[Json]) -> Json:
     states = {
-        "incidents": ["open", "acknowledged", "resolved"],
+        "incidents": ["noticed", "open", "acknowledged", "resolved"],
         "runs": ["running", "waiting", "promoted", "refused", "failed", "abandoned"],
     }[name]
     state = _query("state", "Only those in this state.", enum=states)
