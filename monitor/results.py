@@ -12,6 +12,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from monitor.figures import Estimated, Measured, Proof, ShelfLife
+
 State = Literal["healthy", "drifting", "decaying", "stale", "broken_feed", "insufficient_data"]
 Severity = Literal["page", "ticket", "note"]
 
@@ -125,6 +127,10 @@ class Staleness(Struct, frozen=True, kw_only=True):
     label: float | None  # newest label known
     promotion: float | None  # since it became champion
     label_lag: float | None  # median time from prediction to label
+    baseline: float | None = None  # since the baseline was made; None in older checks
+    monitor: float | None = None  # since the check before this one; None: there was none
+    received: float | None = None  # since the newest row arrived, whatever its event time
+    arrival: float | None = None  # median delay of the rows that arrived since that check
 
 
 class Crossed(Struct, frozen=True, kw_only=True):
@@ -202,3 +208,7 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged
     causes: tuple[Cause, ...] = ()  # what carries the loss; looked for only where it is worse
     causes_why: str = ""  # why nothing is named although it is worse, and what was not tried
+    measured: Measured | None = None  # every realised metric; None in older checks
+    estimated: Estimated | None = None  # of rows whose labels are missing
+    proof: Proof | None = None  # of a loss above the tolerance, at any time; None: no label yet
+    shelf_life: ShelfLife | None = None  # how long the version lasts

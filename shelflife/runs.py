@@ -127,6 +127,8 @@ def _heard_of(tx: sa.Connection, state: run.RunState) -> bool:
 
 
 def _asked(state: run.RunState) -> str:
+    if state.gate is not None and state.gate.asks:
+        return f"version {state.candidate} waits for a person: {state.gate.reason}"
     return f"version {state.candidate} passed the gate and waits for a person"
 
 

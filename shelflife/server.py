@@ -17,12 +17,15 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from core.settings import Settings
 from serving import app as inference
+from shelflife import workers
 from shelflife.api import Api
 from shelflife.log_lines import Lines
 from shelflife.service import Service, wall_clock
+from shelflife.web.predict import Predict
 
 
 def build(service: Service) -> Starlette:
@@ -44,15 +47,21 @@ def build(service: Service) -> Starlette:
             with suppress(asyncio.CancelledError):
                 await sweeping
 
+    predict = Predict(settings, serving.answering, serving.rest)
+    frames = Route("/api/v1/models/{model}/predict", predict.predict, methods=["POST"])
     return Starlette(
-        routes=[*serving.routes, *api.routes()],
+        routes=[*serving.routes, frames, *api.routes()],
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
 
 
-def serve(service: Service) -> int:
+def serve(service: Service, file: str | None = None) -> int:
     """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first.
+
+    Args:
+        file: the settings file, for workers (`serving.workers`) to read; they find the default one
+            by themselves when None.
 
     A second signal cuts short what is being answered, never what was promised to be logged: the
     interpreter ends by itself, and the log's writer commits its queue on the way out.
@@ -60,13 +69,20 @@ def serve(service: Service) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    serving, listener = service.settings.serving, workers.inherited()
+    if serving.workers > 1 and listener is None:
+        command = [sys.executable, "-m", "shelflife.cli", "serve"]
+        named = ["--settings", file] if file else []
+        with workers.listen(serving.host, serving.port) as shared:
+            return workers.Workers([*command, *named], shared, serving.workers).run()
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
     sys.setswitchinterval(0.0001)
     # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
     signal.signal(signal.SIGTERM, _leave)
     with suppress(KeyboardInterrupt):
-        uvicorn.run(build(service), **options(service.settings))
+        config = uvicorn.Config(build(service), **options(service.settings))
+        uvicorn.Server(config).run(sockets=None if listener is None else [listener])
     service.close()
     return 0
 

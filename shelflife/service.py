@@ -43,6 +43,8 @@ def _rule(settings: ModelSettings, where: str) -> Rule:
 class Service:
     """The stores behind a settings file, opened when first used."""
 
+    foresees = True  # checks forecast the shelf life and ask old versions in shadow
+
     def __init__(self, settings: Settings, *, folder: Path | None = None) -> None:
         self.settings = settings
         self.folder = folder or Path.cwd()  # of the settings file; a user's trainer lies there

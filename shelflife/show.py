@@ -60,6 +60,7 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    lines += [f"  {line}" for line in _figures(found)]
     lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
     if found.causes_why:
         lines.append(f"  what carries the loss: {found.causes_why}")
@@ -75,6 +76,21 @@ def check(result: TickResult) -> str:
     if decision.would_change:
         lines.append(f"  would change it: {decision.would_change}")
     return "\n".join(lines)
+
+
+def _figures(found: CheckResult) -> list[str]:
+    from monitor import figure_words
+
+    lines = []
+    if found.measured is not None and found.measured.source.rows:
+        lines += figure_words.measured_lines(found.measured, found.performance.metric)
+    if found.estimated is not None:
+        lines += figure_words.estimate_lines(found.estimated)
+    if found.proof is not None:
+        lines.append(figure_words.proof_line(found.proof))
+    if found.shelf_life is not None:
+        lines += figure_words.shelf_life_lines(found.shelf_life)
+    return [line for line in (*lines, figure_words.age_line(found.staleness)) if line]
 
 
 def _drift(found: CheckResult) -> list[str]:

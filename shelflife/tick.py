@@ -20,7 +20,7 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
-from monitor import scores
+from monitor import estimates, lifetimes, scores
 from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
@@ -31,6 +31,7 @@ from registry.promotion import observe
 from retrain import evidence as evidences
 from retrain import observing, policy, run, watch
 from retrain.probe import Observation
+from shelflife import foresight
 from shelflife.asking import asking
 from shelflife.service import Service
 
@@ -61,6 +62,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         service.ledger, model, after=evidence.window_start, until=evidence.window_end
     )
     history = checks.recent(service.ledger, model, before=at, limit=_HISTORY)
+    foresight.complete(service, version, evidence, history, at=at)
     facts = checks.ModelFacts(
         version=version.version,
         registered=baseline.created,
@@ -94,12 +96,16 @@ def tick(
     decision = decide(service, champion, result, seen, at=at)
     context = _context(service, champion, decision, at)
     past = _rescore(service, champion, result, at)
+    points = foresight.lived(service, champion, result, past, at=at)
     with service.ledger.write() as tx:
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
         if past is not None:
             scores.record(tx, service.ledger, past)
+        estimates.record(tx, service.ledger, result)
+        estimates.settle(tx, model, at=at)
+        lifetimes.record(tx, service.ledger, model, points, at=at)
         if seen is not None:
             observing.record(tx, service.ledger, model, champion.version, seen)
         changes = incidents.apply(
@@ -144,9 +150,7 @@ def _rescore(
 ) -> scores.Rescored | None:
     """Past windows scored again, where labels landed since the tick before."""
     settings, spec = service.model(champion.model), service.baseline(champion)[0].spec
-    lag = dict(result.labels.lag) if result.labels else {}
-    late = timedelta(seconds=max(lag[0.95], 0.0)) if 0.95 in lag else None
-    metric = checks.chosen_metric(spec, settings)
+    metric, late = checks.chosen_metric(spec, settings), foresight.late(result)
     return scores.rescore(service.ledger, service.log, spec, metric, settings, at=at, late=late)
 
 

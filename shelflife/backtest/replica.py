@@ -48,6 +48,8 @@ class Replica(Service):
         folder: its home; nothing lies there.
     """
 
+    foresees = False  # a replay decides nothing by forecasts, and would fit and ask for them
+
     def __init__(self, bank: Bank, settings: ModelSettings, folder: Path) -> None:
         super().__init__(Settings(defaults=settings, home=str(folder)), folder=folder)
         self.bank, self.fits = bank, 0.0
