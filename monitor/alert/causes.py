@@ -171,15 +171,6 @@ CAUSES: dict[str, Cause] = {
         resolved="monitor.healthy",
         next=("shelflife doctor", "acknowledge {incident}"),
     ),
-    "receiver": Cause(
-        symbol="◷",
-        severity="ticket",
-        says="does not reach a receiver",
-        over="reaches every receiver again",
-        detected="monitor.receiver_failing",
-        resolved="monitor.receiver_working",
-        next=("shelflife receivers list", "shelflife receivers test NAME"),
-    ),
 }
 
 #: Types of messages that tell of a step, not of an incident's beginning or end.
