@@ -18,6 +18,18 @@ from monitor.alert import outbox
 from monitor.alert.contract import Message, Outcome, Receiver, Refreshed
 
 
+def due(
+    receivers: Mapping[str, Receiver], last: Mapping[str, datetime], now: datetime
+) -> dict[str, Refreshed]:
+    """The receivers whose time has come to be told again."""
+    return {
+        name: receiver
+        for name, receiver in receivers.items()
+        if isinstance(receiver, Refreshed)
+        and (name not in last or now - last[name] >= receiver.every)
+    }
+
+
 def refresh_due(
     ledger: Ledger,
     receivers: Mapping[str, Receiver],
@@ -31,12 +43,7 @@ def refresh_due(
         last: when each was refreshed, by name; brought up to date here.
         now: the real time.
     """
-    forgetful = {
-        name: receiver
-        for name, receiver in receivers.items()
-        if isinstance(receiver, Refreshed)
-        and (name not in last or now - last[name] >= receiver.every)
-    }
+    forgetful = due(receivers, last, now)
     if not forgetful:
         return {}
     with ledger.read() as tx:
