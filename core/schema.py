@@ -172,6 +172,7 @@ incidents = Table(
     Column("relapses", Integer, nullable=False, server_default="0"),  # of late, before this one
     Column("story", Id, nullable=True),  # the incident this one is a chapter of; NULL: its own
     Column("acknowledged_by", String(128), nullable=False, server_default=""),
+    time("told", nullable=True),  # when anybody was told of it last
     time("escalated", nullable=True),
     text("muted"),  # why nobody is told at present: a silence, a maintenance, another incident
     Column("withheld", String(16), nullable=False, server_default=""),  # what is told afterwards

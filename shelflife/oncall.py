@@ -119,8 +119,8 @@ def detail(ledger: Ledger, incident_id: int) -> dict[str, Any]:
             raise NotFound("incident", incident_id, "`shelflife incidents` lists them")
         return {
             **row._mapping,
-            "events": [msgspec.to_builtins(e) for e in records.timeline(tx, incident_id)],
-            "messages": [msgspec.to_builtins(sent) for sent in _messages(tx, incident_id)],
+            "events": [msgspec.structs.asdict(e) for e in records.timeline(tx, incident_id)],
+            "messages": [msgspec.structs.asdict(sent) for sent in _messages(tx, incident_id)],
         }
 
 

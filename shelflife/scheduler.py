@@ -39,6 +39,7 @@ from shelflife.web import hints
 log = logging.getLogger("shelflife.scheduler")
 _THREADS = 20  # more than there are jobs: none waits for another
 _BEAT = 1.0  # seconds between looks at what is due
+_TURN = 5.0  # seconds between looks at reminders, silences and workers
 _PULSE = 5.0  # seconds between the lines that say which jobs work
 _SEAL_AFTER = timedelta(hours=1)  # rows this long in the hot table are sealed
 _SEAL_ROWS = 1_000
@@ -85,7 +86,7 @@ class Scheduler:
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
         self._started = wall_clock()
-        self._add(self.alerts, _BEAT)
+        self._add(self.alerts, _TURN)
         self._add(self.deliver, _BEAT)
         self._add(self.refresh, _BEAT)
         self._add(self.obey_commands, _BEAT)

@@ -162,6 +162,15 @@ CAUSES: dict[str, Cause] = {
         detected="candidate.registered",
         next=("compare the candidate in MLflow", "shelflife runs --model {model}"),
     ),
+    "receiver": Cause(
+        symbol="◆",
+        severity="ticket",
+        says="cannot tell everybody",
+        over="can tell everybody again",
+        detected="receiver.failing",
+        resolved="receiver.mended",
+        next=("shelflife receivers list", "shelflife receivers replay NAME"),
+    ),
     "monitor": Cause(
         symbol="■",
         severity="page",

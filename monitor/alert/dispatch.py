@@ -252,10 +252,14 @@ class Desk:
             if over and receiver not in self.heard(incident):
                 continue  # it came and went while it waited
             loudest = min(lines, key=lambda row: (_rank(row.kind), -row.id))
+            if not over and self.why(incident) is not None:
+                self._withhold(incident, loudest.kind)  # silenced while it waited
+                continue
             told.append((incident, loudest))
-        ids = [row.id for row in rows]
+        spoken = {incident.id for incident, _ in told}
+        self._mark([row.id for row in rows if row.incident_id not in spoken], state="dropped")
+        ids = [row.id for row in rows if row.incident_id in spoken]
         if not told:
-            self._mark(ids, state="dropped")
             return ""
         told.sort(key=lambda pair: _gravity(pair[0]))
         (incident, row), changed = told[0], [one for one, _ in told[1:]]
@@ -276,6 +280,8 @@ class Desk:
             body=messages.encode(content), receivers=[receiver], at=self.at, group=key,
         )  # fmt: skip
         self._mark(ids, state="sent", sent=self.at, message_id=message_id)
+        table, named = schema.incidents, [one.id for one in (incident, *changed)]
+        self.tx.execute(table.update().where(table.c.id.in_(named)).values(told=self.at))
         return message_id
 
     def _members(self, key: str, but: set[int]) -> list[Incident]:
@@ -290,7 +296,8 @@ class Desk:
 
     def _mark(self, ids: Sequence[int], **values: Any) -> None:
         table = schema.notices
-        self.tx.execute(table.update().where(table.c.id.in_(ids)).values(**values))
+        if ids:
+            self.tx.execute(table.update().where(table.c.id.in_(ids)).values(**values))
 
     def _news(self, event_id: int) -> str:
         table = schema.incident_events
