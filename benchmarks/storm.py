@@ -38,7 +38,7 @@ import itertools
 from core import schema
 from core.ledger import Ledger
 from core.settings import Settings, parse, span
-from monitor.alert import incidents, outbox
+from monitor.alert import delivery, incidents
 from monitor.alert.receivers import Message, Outcome
 from monitor.results import Finding
 from shelflife import oncall
@@ -116,10 +116,10 @@ def simulate(route: str, *, models: int, days: int, every: timedelta) -> dict[st
             if moment >= now + every:
                 break
             oncall.turn(ledger, settings, now=moment)
-            outbox.deliver_due(ledger, inboxes, now=moment, rng=rng)  # type: ignore[arg-type]
+            delivery.deliver_due(ledger, inboxes, now=moment, rng=rng)  # type: ignore[arg-type]
         now, index = now + every, index + 1
     for hour in range(1, 24 * 4):  # retries of what failed on the day of the outage
-        outbox.deliver_due(ledger, inboxes, now=now + hour * HOUR, rng=rng)  # type: ignore[arg-type]
+        delivery.deliver_due(ledger, inboxes, now=now + hour * HOUR, rng=rng)  # type: ignore[arg-type]
     interval = span(settings.alerts.route.group_interval or "0s")
     found = count(ledger, inboxes, interval)
     ledger.close()

@@ -83,7 +83,7 @@ def test_every_message_of_every_incident_arrives_in_order_under_one_id(
             _waits_are_over(ledger)
         endpoint.trouble = False
         sender = _start(senders)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 60 + 3 * KILLS
         while _pending(ledger) and time.monotonic() < end:
             time.sleep(0.2)
             _waits_are_over(ledger)
