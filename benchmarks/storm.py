@@ -39,7 +39,7 @@ from core import schema
 from core.ledger import Ledger
 from core.settings import Settings, parse, span
 from monitor.alert import delivery, incidents
-from monitor.alert.receivers import Message, Outcome
+from monitor.alert.contract import Message, Outcome
 from monitor.results import Finding
 from shelflife import oncall
 

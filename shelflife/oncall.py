@@ -168,7 +168,9 @@ def acknowledge(
     named(by)
     with ledger.write() as tx:
         found = records.get(tx, incident_id)
-        about = settings and context(settings, found.model).remembered(found.context)
+        about = None
+        if settings is not None:
+            about = context(settings, found.model).remembered(found.context)
         incidents.acknowledge(tx, incident_id, by=by, at=at, reason=reason, context=about)
         return records.get(tx, incident_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -63,7 +64,7 @@ def watched_from(settings: ModelSettings, candidate: str | None, before: str) ->
     return f"v{candidate} is compared with v{before} on the same rows for {lasts}"
 
 
-def _promotion(tx: sa.Connection, champion: Version) -> sa.Row[tuple[datetime, int]] | None:
+def _promotion(tx: sa.Connection, champion: Version) -> Any:
     moves, runs = schema.promotions, schema.runs
     mine = (moves.c.model == champion.model) & (moves.c.version == champion.version)
     query = (

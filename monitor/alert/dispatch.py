@@ -150,7 +150,7 @@ class Desk:
         first = ""
         for key in dict.fromkeys(groups):
             query = sa.select(table).where(waiting, table.c.group_key == key).order_by(table.c.id)
-            rows = self.tx.execute(query).all()
+            rows = self.tx.execute(query.with_for_update()).all()  # two must not say the same
             if rows and min(row.due for row in rows) <= self.at:
                 said = self._speak(key, rows)
                 first = first or said

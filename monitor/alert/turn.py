@@ -74,9 +74,12 @@ class Turn:
         self.said[incident.id] = (kind, self.desk.announce(now, event=event, kind=kind))
 
     def _escalate(self, incident: Incident) -> None:
-        first = self.desk.first(incident)
-        for target in self.desk.targets(incident):
-            if target.escalate_to and lifecycle.escalates(
+        if incident.severity != "page" or incident.escalated is not None:
+            return
+        upwards = [each for each in self.desk.targets(incident) if each.escalate_to]
+        first = self.desk.first(incident) if upwards else None
+        for target in upwards:
+            if lifecycle.escalates(
                 state=incident.state, severity=incident.severity, told=first,
                 escalated=incident.escalated, at=self.at, after=target.escalate_after,
             ):  # fmt: skip
