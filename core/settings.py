@@ -202,6 +202,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     """A sign of life that somebody else misses when it stops; off when empty."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    """How incidents are grouped, routed, repeated, escalated and muted."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)

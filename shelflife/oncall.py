@@ -150,9 +150,16 @@ def _messages(tx: sa.Connection, incident_id: int) -> list[Sent]:
 
 
 def acknowledge(
-    ledger: Ledger, incident_id: int, *, by: str, at: datetime, reason: str = ""
+    ledger: Ledger,
+    incident_id: int,
+    *,
+    by: str,
+    at: datetime,
+    reason: str = "",
+    settings: Settings | None = None,
 ) -> Incident:
-    """Somebody looks after it: no reminders and no escalation, unless it gets worse.
+    """Somebody looks after it: no reminders and no escalation, unless it gets worse. With settings,
+    who heard of it hears of that.
 
     Raises:
         NotFound: no such incident.
@@ -160,7 +167,11 @@ def acknowledge(
     """
     named(by)
     with ledger.write() as tx:
-        incidents.acknowledge(tx, incident_id, by=by, at=at, reason=reason)
+        found = records.get(tx, incident_id)
+        about = None
+        if settings is not None:
+            about = context(settings, found.model).remembered(found.context)
+        incidents.acknowledge(tx, incident_id, by=by, at=at, reason=reason, context=about)
         return records.get(tx, incident_id)
 
 

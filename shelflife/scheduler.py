@@ -22,20 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.errors import LeaseLost, ShelflifeError
 from core.ledger import Lease, release_lease, take_lease
 from core.settings import span
-from monitor.alert import delivery
+from monitor.alert import delivery, refreshing
 from monitor.alert import receivers as tellers
-from monitor.alert.contract import Refreshed
-from monitor.alert.refreshing import refresh_due
 from retrain import run
-from shelflife import (
-    commands,
-    health,
-    housekeeping,
-    oncall,
-    reports,
-    selfwatch,
-    serving_watch,
-)
+from shelflife import commands, health, housekeeping, oncall, reports, selfwatch, serving_watch
 from shelflife.deploying import deploy_all
 from shelflife.health import Problem
 from shelflife.leases import HOLDER, LASTS, held
@@ -232,14 +222,13 @@ class Scheduler:
 
     def refresh(self) -> None:
         """Tell those who forget of what lasts."""
-        if not any(isinstance(one, Refreshed) for one in self.receivers.values()):
+        now, ledger = wall_clock(), self.service.ledger
+        if not refreshing.due(self.receivers, self._refreshed, now):
             return
-        with held(self.service.ledger, "refresh") as lease:
+        with held(ledger, "refresh") as lease:
             if lease is None:
                 return
-            done = refresh_due(
-                self.service.ledger, self.receivers, self._refreshed, now=wall_clock()
-            )
+            done = refreshing.refresh_due(ledger, self.receivers, self._refreshed, now=now)
         for name, outcome in done.items():
             if not outcome.delivered:
                 log.warning("refresh_failed", extra={"receiver": name, "why": outcome.error})

@@ -204,7 +204,8 @@ STEPS = (
 )
 
 #: Types of messages that speak of an incident, or of several, in other ways.
-OTHERS = ("incident.escalated", "incident.group", "incident.group.resolved")
+ACKNOWLEDGED = "incident.acknowledged"
+OTHERS = (ACKNOWLEDGED, "incident.escalated", "incident.group", "incident.group.resolved")
 
 
 def cause(name: str) -> Cause:

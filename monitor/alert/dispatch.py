@@ -69,8 +69,8 @@ class Desk:
         Returns the id of the message where one was written at once, else nothing.
         """
         type = type or self._type(incident, kind)
-        if kind == "resolved":
-            wanted = self._hearers(incident)
+        if kind in ("resolved", "acknowledged"):  # to whoever heard, however quiet it is by now
+            wanted = self._hearers(incident, over=kind == "resolved")
         else:
             mute = self.why(incident)
             if mute is not None:
@@ -191,14 +191,19 @@ class Desk:
                 found.setdefault(name, target)
         return [(name, target, target.key(name, labels)) for name, target in found.items()]
 
-    def _hearers(self, incident: Incident) -> list[tuple[str, Target, str]]:
-        """Who was told of the incident is told of its end, whatever else they are told by now."""
+    def _hearers(self, incident: Incident, *, over: bool) -> list[tuple[str, Target, str]]:
+        """Who was told of the incident is told of its end, whatever else they are told by now.
+
+        Args:
+            over: who still waits to hear of it will not.
+        """
         table = schema.notices
         heard = self.heard(incident)
         unheard = (table.c.incident_id == incident.id) & (table.c.state == "waiting")
         if heard:
             unheard &= table.c.receiver.not_in(list(heard))
-        self.tx.execute(table.update().where(unheard).values(state="dropped"))
+        if over:
+            self.tx.execute(table.update().where(unheard).values(state="dropped"))
         known = [name for name, _ in self.context(incident).receivers if name in heard]
         targets = self.targets(incident)
         labels = messages.labels(incident, self.context(incident))
