@@ -73,8 +73,14 @@ checks = Table(
     text("result"),  # the whole monitor.results.CheckResult as JSON
     time("created"),
     UniqueConstraint("model", "at"),
+    # What lists and charts read, without the pages that hold `result`.
+    Index(
+        "checks_series", "model", "at", "state", "version", "metric", "value", "low", "high",
+        "expected", "tolerated", "rows", "labelled",
+    ),
+    Index("checks_by_state", "model", "state", "at"),
     sqlite_autoincrement=True,
-)
+)  # fmt: skip
 
 # --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
 window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
@@ -280,4 +286,33 @@ commands = Table(
     text("result"),
     time("finished", nullable=True),
     sqlite_autoincrement=True,
+)
+
+# --- core.tokens: who may use the API -------------------------------------------------------------
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),  # public: the middle of the token
+    Column("hash", String(64), nullable=False),  # SHA-256 of the whole token; it is kept nowhere
+    Column("name", String(128), nullable=False),
+    text("scopes"),  # separated by spaces
+    Column("per_minute", Integer, nullable=True),  # requests; NULL: as the settings say
+    time("created"),
+    Column("by", String(128), nullable=False),
+    time("expires", nullable=True),
+    time("revoked", nullable=True),
+    time("used", nullable=True),
+)
+
+# --- shelflife.reports: Evidently reports that somebody asked for ---------------------------------
+reports = Table(  # those of incidents are in `incidents`
+    "reports",
+    metadata,
+    Column("subject", String(200), primary_key=True),  # check:ID or run:ID
+    Column("model", String(128), nullable=False),
+    Column("state", String(16), nullable=False),  # wanted, ready or failed
+    Column("path", Text, nullable=True),  # HTML, relative to home
+    time("asked"),
+    Column("by", String(128), nullable=False),
+    text("error"),
 )

@@ -19,6 +19,8 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_access import AccessSettings as AccessSettings
+from core.settings_access import DashboardSettings as DashboardSettings
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -159,11 +161,6 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a caller may take to send a body."""
 
 
-class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    port: Port = 8501
-
-
 class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     url: str
@@ -194,6 +191,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serving: ServingSettings = field(default_factory=ServingSettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""

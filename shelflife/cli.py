@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     from shelflife import __version__
     from shelflife.backtest.command import options as backtest_options
     from shelflife.log_command import options as log_options
+    from shelflife.tokens_command import options as token_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
         listed.add_argument("--all", action="store_true", help="the finished ones too")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
+    token_options(add("tokens", "who may use the API: create, list, revoke", who))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     return top
 

@@ -26,6 +26,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "reject": ("run",),
     "abandon": ("run",),
     "acknowledge": ("incident",),
+    "report": ("subject",),
 }
 
 
@@ -143,6 +144,12 @@ def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: dat
     return f"incident {arguments['incident']} acknowledged"
 
 
+def _report(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import reports  # pandas: not beside requests
+
+    return reports.want(service, row.model, str(arguments["subject"]), by=row.by, now=now)
+
+
 _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "check": _check,
     "retrain": _retrain,
@@ -152,4 +159,5 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "reject": _reject,
     "abandon": _abandon,
     "acknowledge": _acknowledge,
+    "report": _report,
 }

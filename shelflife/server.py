@@ -17,12 +17,14 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from core.settings import Settings
 from serving import app as inference
 from shelflife.api import Api
 from shelflife.log_lines import Lines
 from shelflife.service import Service, wall_clock
+from shelflife.web.gatekeeper import Gatekeeper, proxy_secret
 
 
 def build(service: Service) -> Starlette:
@@ -44,8 +46,13 @@ def build(service: Service) -> Starlette:
             with suppress(asyncio.CancelledError):
                 await sweeping
 
+    gates = []
+    if settings.access.enabled:
+        proxy_secret(settings.access)  # a mistake in it is known before the first request
+        gates.append(Middleware(Gatekeeper, settings=settings, ledger=service.ledger))
     return Starlette(
         routes=[*serving.routes, *api.routes()],
+        middleware=gates,
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )

@@ -134,7 +134,7 @@ class Service:
             runbook=chosen.runbook,
             environment=self.settings.environment,
             receivers=tuple((r.name, r.severities) for r in wanted),
-            dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
+            dashboard_url=dashboard.url or f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
         )

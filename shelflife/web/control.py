@@ -5,6 +5,7 @@ What needs MLflow is written down as a command, which the scheduler carries out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from core import schema
+from core.access import Identity
 from core.errors import InputError, NotFound
 from core.ledger import Ledger
 from core.times import iso, parse_time
@@ -24,15 +26,34 @@ from monitor import scores
 from monitor.log.records import SampleLog
 from shelflife import commands, metrics
 from shelflife.web.edge import Bodies, answer, decode
+from shelflife.web.gatekeeper import STATE, cross_site
 from shelflife.web.limits import MAX_VERSION, identifier
 from shelflife.web.specs import Specs
 from shelflife.web.wire import ActionIn
 
 _LISTED = 200  # rows of a listing
+_REASON = 3  # characters that a person's reason has at least
 _STATES = {
     "incidents": ("open", "acknowledged", "resolved"),
     "runs": ("running", "waiting", "promoted", "refused", "failed", "abandoned"),
 }
+
+
+def _who(request: Request) -> Identity | None:
+    """Who the gatekeeper recognised; None where authentication is off."""
+    found = request.scope.get("state", {}).get(STATE)
+    return found if isinstance(found, Identity) else None
+
+
+def _unchanged(request: Request, raw: bytes) -> None:
+    """Assert that this is the body the dashboard signed, where it signed one.
+
+    Raises:
+        InputError: it is another.
+    """
+    signed = request.scope.get("state", {}).get("shelflife_body")
+    if signed is not None and hashlib.sha256(raw).hexdigest() != signed:
+        raise InputError("body", f"{len(raw)} bytes", "the body that was signed")
 
 
 class Control:
@@ -58,8 +79,12 @@ class Control:
 
     async def act(self, request: Request) -> Response:
         """Write a request for action down."""
+        identity = _who(request)
+        if identity is None and cross_site(request.headers):
+            raise InputError("Origin", request.headers.get("origin"), "a page of this very server")
         model = await self._model(request)
         async with self._bodies.read(request) as raw:
+            _unchanged(request, raw)
             body: ActionIn = decode(ActionIn, raw or b"{}")
         for name in ("by", "reason"):
             if "\0" in getattr(body, name):
@@ -70,17 +95,19 @@ class Control:
                 identifier(value, f"arguments.{name}", 64)
             elif not isinstance(value, str) and abs(value) >= 2**63:
                 raise InputError(f"arguments.{name}", value, "a number within 64 bits")
-        identity = await run_in_threadpool(
+        if identity is not None and len(body.reason.strip()) < _REASON:
+            raise InputError("reason", body.reason, "why, in a few words: it is recorded")
+        asked = await run_in_threadpool(
             commands.ask,
             self._ledger,
             model,
             request.path_params["action"],
             arguments,
-            by=body.by or "api",
+            by=identity.name if identity else body.by or "api",
             reason=body.reason,
             now=self._clock(),
         )
-        return answer({"command": identity, "state": "asked"}, status=202)
+        return answer({"command": asked, "state": "asked"}, status=202)
 
     async def command(self, request: Request) -> Response:
         """What became of a command."""
