@@ -1,4 +1,4 @@
-"""Who somebody is and what that allows: roles, scopes, tokens, and the dashboard's word for a person.
+"""Who somebody is and what that allows: roles, scopes, tokens, the dashboard's word for people.
 
 Pure: nothing here reads a clock, a header or a ledger. `core.tokens` stores tokens, the API and the
 dashboard both decide by `role_of` and `allows`.
@@ -114,7 +114,7 @@ def person(
     return None if role is None else Identity(name=name[:128], scopes=HELD[role], how=how)
 
 
-# --- tokens -----------------------------------------------------------------------------------------
+# --- tokens ----------------------------------------------------------------------------------
 
 
 def new_token() -> tuple[str, str, str]:
@@ -151,7 +151,7 @@ def scopes_of(stored: str) -> tuple[Scope, ...]:
     return tuple(scope for scope in SCOPES if scope in named)
 
 
-# --- the dashboard's word for a person ----------------------------------------------------------------
+# --- the dashboard's word for a person --------------------------------------------------------
 
 
 class Assertion(Struct, frozen=True, kw_only=True):

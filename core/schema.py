@@ -82,6 +82,15 @@ checks = Table(
     sqlite_autoincrement=True,
 )  # fmt: skip
 
+# --- monitor.profiles: how each version's columns looked when it was made ------------------------
+baseline_profiles = Table(  # a copy for pages, which do not ask MLflow
+    "baseline_profiles",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    text("columns"),  # monitor.measure.profile.ColumnProfile, a list as JSON
+)
+
 # --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
 window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
     "window_scores",
@@ -269,6 +278,20 @@ workers = Table(
     text("error"),
     Column("challenger", String(64), nullable=False, server_default=""),  # beside the champion
     text("challenger_error"),
+)
+
+traffic = Table(  # what each worker answered in each hour (wall clock); kept for 90 days
+    "traffic",
+    metadata,
+    Column("worker", String(128), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("hour", UtcTime, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("batches", BigInteger, nullable=False),
+    text("cells"),  # requests by duration: serving.timings.Tally.cells as JSON
+    Index("traffic_by_hour", "hour", "model"),
 )
 
 # --- shelflife.api: what people asked for; the scheduler carries it out -------------------------

@@ -19,7 +19,8 @@ from core import schema
 from core.errors import NotFound
 from core.ledger import Ledger
 from dashboard import words
-from dashboard.queries import _incidents, _runs, check_result, model_row, models, plain_object
+from dashboard.fleet_query import known, one
+from dashboard.queries import _incidents, _runs, check_result, plain_object
 from dashboard.views import (
     Decision,
     DriftMap,
@@ -77,14 +78,14 @@ def model_view(
         NotFound: nobody ever checked, promoted, served or retrained a model of this name.
     """
     with ledger.read() as tx:
-        if model not in models(tx):
+        if not known(tx, model):
             raise NotFound("model", model, "the fleet page lists them")
         checks, every = _checks(tx, model, start)
         promotions = _promotions(tx, model)
         found = _incidents(tx, model=model, state=None, limit=100)
         runs = _runs(tx, schema.runs.c.model == model, limit=100)
         return ModelView(
-            row=model_row(tx, model, now),
+            row=one(tx, model, now),
             checks=checks,
             every=every,
             promotions=promotions,

@@ -63,7 +63,7 @@ def _list(desk: Desk, rows: list[ModelRow], colours: Palette) -> None:
         routes.remember("page", str(number) if number > 1 else None)
         first = (number - 1) * _PAGE
     with st.container(gap="xsmall"):
-        for row in rows[first : first + _PAGE]:
+        for row in desk.detailed(tuple(rows[first : first + _PAGE])):
             _row(desk, row, colours)
     st.caption(
         "Sorted by consequence. Sparklines: the last 30 days of the metric, its tolerance dashed. "

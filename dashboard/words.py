@@ -151,6 +151,15 @@ def clean(text: str, *, most: int = 300) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def lines(text: str, *, most: int = 2000) -> str:
+    """Text of several lines for a code block, each made harmless, the whole cut to a length."""
+    kept = "\n".join(
+        line[: len(line) - len(line.lstrip(" "))] + clean(line, most=200)
+        for line in text.splitlines()
+    )
+    return kept if len(kept) <= most else kept[: most - 1] + "…"
+
+
 def plain(text: str, *, most: int = 300) -> str:
     """Text from data for a Markdown place: shown as it is, never as markup, link or colour."""
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~$:^=&])", r"\\\1", clean(text, most=most))

@@ -12,12 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from time import perf_counter
 
 import numpy as np
 from msgspec import Struct
 
 from core.errors import InputError, NotReady
 from serving.backend import Columns, Model, ModelFailed, Outputs
+from serving.timings import Timings
 
 
 class _Request(Struct, eq=False):
@@ -25,6 +27,7 @@ class _Request(Struct, eq=False):
     rows: int
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Outputs]
+    began: float = 0.0
 
 
 _Result = tuple[_Request, Outputs | Exception]
@@ -44,6 +47,7 @@ class Batcher:
         self._waiting: deque[_Request] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self.timings = Timings()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -56,7 +60,7 @@ class Batcher:
             ModelFailed: the model raised anything else, or answered what is not a number.
         """
         loop = asyncio.get_running_loop()
-        request = _Request(columns, rows, loop, loop.create_future())
+        request = _Request(columns, rows, loop, loop.create_future(), perf_counter())
         with self._wake:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
@@ -86,6 +90,10 @@ class Batcher:
                     return
                 batch = self._take()
             _deliver(self._answer(batch))
+            if batch:
+                now = perf_counter()
+                seconds = [now - request.began for request in batch]
+                self.timings.batch(seconds, sum(request.rows for request in batch))
 
     def _take(self) -> list[_Request]:
         """Requests, in order, as long as their rows fit together."""

@@ -56,13 +56,15 @@ def scope_of(method: str, path: str) -> access.Scope | None:
             return "ingest"
         if len(parts) == 6 and parts[4] == "actions":
             return access.needed(parts[5])
+        if parts[2:3] in (["incidents"], ["silences"]):
+            return "operate"
     if reading and path in ("/metrics", "/openapi.json"):
         return "read"
     return "admin"
 
 
 class Buckets:
-    """Requests left to each identity: a bucket that refills steadily and holds ten seconds' worth."""
+    """Requests left to each identity: buckets that refill steadily and hold ten seconds' worth."""
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock
