@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test chaos fuzz install check format lint types screenshots clean help
+.PHONY: demo test chaos fuzz install check format lint types reference screenshots clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,8 +12,8 @@ help:  ## this list
 demo: $(VENV)/.runtime  ## two years of real invoices through the whole loop (EXIT=1 ends after the summary)
 	@$(BIN)/shelflife demo $(if $(EXIT),--exit)
 
-test: $(VENV)/.development  ## the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.development  ## the test suite, a file at a time on each core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (an hour)
 	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py --log-cli-level=INFO $(ARGS)
@@ -33,6 +33,9 @@ lint: $(VENV)/.development
 
 types: $(VENV)/.development
 	@$(BIN)/mypy
+
+reference: $(VENV)/.development  ## docs/reference, from the code
+	@$(BIN)/python docs/reference.py
 
 screenshots: $(VENV)/.development  ## real screenshots of every page, after a demo, into docs/images
 	@$(BIN)/python docs/screenshots.py

@@ -21,6 +21,8 @@ from core import times
 from core.errors import SettingsError
 from core.settings_access import AccessSettings as AccessSettings
 from core.settings_access import DashboardSettings as DashboardSettings
+from core.settings_data import PrivacySettings as PrivacySettings
+from core.settings_data import QualitySettings as QualitySettings
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -51,30 +53,6 @@ class Secret:
         return "***"
 
 
-class QualitySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the feed counts as broken."""
-
-    missing_points: Share = 0.2
-    """Rise of a column's missing share over the baseline's that breaks the feed."""
-    unseen_share: Share = 0.2
-    """Share of rows with a category the baseline never saw that breaks the feed."""
-    out_of_range_share: Share = 0.5
-    """Share of rows outside ten times the baseline's range that breaks the feed (wrong unit)."""
-
-
-class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which input columns the log may keep; others are neither monitored nor learned from."""
-
-    allow: tuple[str, ...] = ()
-    """Only these columns (and hashed ones) are logged; all of them when empty."""
-    deny: tuple[str, ...] = ()
-    """Never logged: missing in every row."""
-    hash: tuple[str, ...] = ()
-    """Logged as a keyed hash: equal values stay equal, and cannot be looked up without the key."""
-    key: str = ""
-    """`env:NAME` or `file:/path` of the hashes' secret, 16 characters or more."""
-
-
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one model is watched, retrained and logged."""
 
@@ -83,6 +61,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     runbook: str = ""
     """URL of what to do; linked in every message."""
     check_every: Duration = "1h"
+    """Time between two checks."""
     window: Duration = "7d"
     """Span of event time a check looks back over."""
     min_rows: Annotated[int, Meta(ge=1)] = 50
@@ -129,19 +108,24 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ui: str = ""
     """Address of the MLflow UI for links, when shelflife does not start it."""
     port: Port = 5000
+    """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
 
 
 class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
+    """Address the server listens at; this machine alone by default."""
     port: Port = 8080
+    """Where it listens; 0 takes any free port."""
     max_body_mb: Positive = 8.0
+    """Largest inference request in megabytes, before and after decompression."""
     log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
     """Rows waiting to be logged; above it they are shed and counted."""
     log_wait: Duration = "1s"
     """Longest a strict answer waits for its row to be committed."""
     max_batch: Annotated[int, Meta(ge=1)] = 256
+    """Most rows that are answered in one call of the model."""
     threads: Annotated[int, Meta(ge=1)] = 1
     """Threads a model may use for one prediction."""
 
@@ -163,13 +147,17 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
+    """What messages, routes and commands call it."""
     url: str
     """Where the message goes; `env:NAME` where the address itself is a secret."""
     type: Literal["webhook"] = "webhook"
+    """What it understands."""
     secret: str = ""
     """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
     severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
+    """Which severities it is told of."""
     timeout: Duration = "15s"
+    """How long one attempt may take."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,9 +181,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
+    """Who is told of incidents; nobody when empty."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)
+    """Settings of single models, by name."""
 
     def model(self, name: str) -> ModelSettings:
         """The settings of one model."""

@@ -42,7 +42,9 @@ class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The pages."""
 
     host: str = "127.0.0.1"
+    """Address the dashboard listens at; this machine alone by default."""
     port: Port = 8501
+    """Where it listens; 0 takes any free port."""
     url: str = ""
     """Where people reach it, for links in messages; `http://host:port` when empty."""
     upload_mb: Annotated[int, Meta(ge=1, le=2000)] = 50

@@ -24,6 +24,7 @@ class Guardrail(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Another metric that a candidate must not spoil."""
 
     metric: Metric
+    """The metric that may not become worse."""
     max_worse: Annotated[float, Meta(ge=0)] = 0.02
     """How much higher the candidate's value may be, as a share of the champion's."""
 
@@ -75,6 +76,7 @@ class SearchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     folds: Annotated[int, Meta(ge=2, le=20)] = 3
     """Folds in order of time: each is judged by what was learned from the rows before it."""
     seed: Count = 0
+    """Of the search, so that it can be repeated."""
 
 
 class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,7 +138,9 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """`package.module:function` instead of refitting the champion's own pipeline."""
     search: SearchSettings = field(default_factory=SearchSettings)
     time_limit: Duration = "1h"
+    """Longest a trainer may work; then the run fails."""
     memory_limit_gb: Positive = 8.0
+    """Most memory of a trainer in gigabytes."""
     watch: Duration = "60d"
     """How long a new champion is compared with its predecessor, which a rollback returns to."""
     rollback_of_people: bool = False

@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     token_options(add("tokens", "who may use the API: create, list, revoke", who))
     add("doctor", "find what is wrong with this installation, and how to mend it")
+    completion = add("completion", "write the script that lets your shell complete all this")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top
 
 
@@ -102,7 +104,10 @@ _ONE = "one of them, with everything known about it"
 VERBS = ("approve", "reject", "resume", "abandon")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 #: Commands that must not pay for the imports of the others.
-_MODULES = {"compare": "shelflife.compare_command"}
+_MODULES = {
+    "compare": "shelflife.compare_command",
+    "completion": "shelflife.completion",
+}
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)
 

@@ -24,6 +24,11 @@ _HELP = {
 Sample = tuple[str, dict[str, str], float]
 
 
+def described() -> dict[str, tuple[str, str]]:
+    """Every metric's kind and meaning by its name."""
+    return dict(_HELP)
+
+
 def render(ledger: Ledger, snapshot: dict[str, Any]) -> str:
     """The exposition text: the ledger's state and this process's own counters.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
+from datetime import timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
 from core.errors import InputError
 from core.spec import ModelSpec, valid_name
+from core.times import spell
 from monitor.log.records import Role
 
 _GUESSES = {
@@ -110,7 +112,8 @@ def resolve(
             finder.tell(f"role: {role} ({'there are' if outputs else 'no'} outputs)")
     delay = _delay(options, known, role) if label and predictions and not label_time else 0.0
     if label and predictions and not label_time:
-        finder.tell(f"label time: {delay:g} s after the event time (no column says it)")
+        after = spell(timedelta(seconds=delay))
+        finder.tell(f"label time: {after} after the event time (no column says it)")
     mapping = Mapping(
         model=valid_name(options.model),
         role=role,

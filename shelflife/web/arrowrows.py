@@ -51,7 +51,7 @@ def rows(
         try:
             found.append((position, msgspec.convert(value, kind)))
         except msgspec.ValidationError as error:
-            bad = complaint(str(error), value)
+            bad = complaint(str(error), value, kind)
             problems.append(problem(position, bad, at=f"{name}[{position}]"))
         except InputError as error:
             problems.append(problem(position, error, at=f"{name}[{position}]"))

@@ -220,7 +220,7 @@ def decode(kind: type[Any], raw: bytes) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise complaint(str(error), value) from None
+        raise complaint(str(error), value, kind) from None
 
 
 def _too_large(what: str, most: int) -> TooLarge:

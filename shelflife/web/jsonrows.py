@@ -97,15 +97,21 @@ def strict(body: bytes) -> Any:
     return value
 
 
-def complaint(message: str, value: Any) -> InputError:
-    """What msgspec says of a value that does not fit, as field, value and what was expected."""
+def complaint(message: str, value: Any, kind: type[Any] | None = None) -> InputError:
+    """What msgspec says of a value that does not fit, as field, value and what was expected.
+
+    Args:
+        kind: the struct it should have been, so that its fields can be named.
+    """
     what, _, where = message.partition(" - at `")
     field = where.strip("`").removeprefix("$").removeprefix(".")
     inner = f"{field}." if field else ""
     if missing := _MISSING.match(what):
         return Refused("missing_field", f"{inner}{missing[1]}", None, "a value (required)")
     if unknown := _UNKNOWN.match(what):
-        return Refused("unknown_field", f"{inner}{unknown[1]}", unknown[1], "no such field")
+        fields = getattr(kind, "__struct_fields__", ()) if not inner else ()
+        expected = f"one of {', '.join(fields)}" if fields else "no such field"
+        return Refused("unknown_field", f"{inner}{unknown[1]}", unknown[1], expected)
     for part in re.findall(r"[^.\[\]]+", field):
         value = _step(value, part)
     expected = what.removeprefix("Expected ").replace("`", "")
@@ -147,7 +153,7 @@ def _convert(value: Any, kind: type[Row]) -> Row:
                 if isinstance(each, dict | list):
                     field = f"{name}.{key}"
                     raise Refused("type", field, each, "one value, no list or object") from None
-        raise complaint(message, value) from None
+        raise complaint(message, value, kind) from None
 
 
 def _walk(value: Any, field: str = "", depth: int = 0) -> None:

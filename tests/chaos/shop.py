@@ -94,7 +94,7 @@ class Shop:
         command = ["-c", code, "serve", "--settings", str(self.settings(**model))]
         with process(*command) as running:
             client = self._serving.Client(self.port)
-            self._serving.wait_for(lambda: self._ready(client))
+            self._serving.wait_for(lambda: self._ready(client), 120.0)
             client.close()
             try:
                 yield running

@@ -177,8 +177,8 @@ def test_a_full_disk_under_postgres(
         shop = make_shop(url)
         with shop.run(start_process) as process:
             shop.call()
-        through(shop, full(small_disk), 20.0 if long else 0.5)
-        shop.stop(process)
+            through(shop, full(small_disk), 20.0 if long else 0.5)
+            shop.stop(process)
         shop.check(read(url, home / "segments"))
     finally:
         with admin.connect() as connection:

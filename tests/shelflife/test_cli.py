@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,3 +161,23 @@ def test_help_needs_nothing_heavy() -> None:
     assert "COMMAND" in done.stdout
     for heavy in ("pandas", "sqlalchemy", "mlflow", "sklearn", "numpy"):
         assert f" {heavy}\n" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_options_and_files(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    program = shutil.which(shell)
+    if program is not None:
+        subprocess.run([program, "-n"], input=script, text=True, check=True)
+    assert "backtest" in script
+    assert "--fail-on-drift" in script
+    if shell == "bash":
+        asked = f"{script}\nCOMP_WORDS=(shelflife roll); COMP_CWORD=1; _shtab_shelflife\n"
+        found = subprocess.run(
+            ["bash", "-c", asked + 'echo "${COMPREPLY[@]}"'],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert found.stdout.split() == ["rollback"]
