@@ -122,12 +122,12 @@ def installation(
     commands = [[*own, "serve", *file], [*own, "watch", *file], launch.command(service.settings)]
     processes = []
     for name, command in zip(("serve", "watch", "dashboard"), commands, strict=True):
-        log = (folder / f"{name}.log").open("wb")
-        processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+        with (folder / f"{name}.log").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+                )
             )
-        )
     try:
         serving = f"http://127.0.0.1:{service.settings.serving.port}"
         _wait(f"{serving}/v2/health/ready", processes[0])
@@ -137,7 +137,11 @@ def installation(
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:  # a busy machine
+                process.kill()
+                process.wait()
         service.close()
 
 
