@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test chaos fuzz install check format lint types reference screenshots clean help
+.PHONY: demo test chaos fuzz install check format lint types reference docs screenshots clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ types: $(VENV)/.development
 
 reference: $(VENV)/.development  ## docs/reference, from the code
 	@$(BIN)/python docs/reference.py
+
+docs: $(VENV)/.development  ## the documentation as a site in site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 screenshots: $(VENV)/.development  ## real screenshots of every page, after a demo, into docs/images
 	@$(BIN)/python docs/screenshots.py

@@ -71,7 +71,7 @@ class Watch:
             alarms.alpha(budget, checks, s, len(self.scales), tests) for s in self.scales
         ]
         length = HOUR if longest > 1 else timedelta(days=1)
-        self.known = [reference.at(length * s, float(n * s)) for s in self.scales]
+        self.known = reference.over([(length * s, float(n * s)) for s in self.scales])
 
     def looks(
         self, counted: tally.Tally, mix: np.ndarray, every: int = 1
@@ -83,7 +83,7 @@ class Watch:
                 mix[end - self.longest : end],
                 self.scales,
             )
-            base = alarms.standardised(self.reference.strata, found.mix)
+            base = alarms.standardised(self.reference.sums, found.mix)
             looks = alarms.look(self.reference.layout, found, base, self.known, self.alphas)
             lines = looks.alphas[:, None, None]
             yield (
@@ -311,7 +311,7 @@ def delay(name: str, repeats: int, *, n: int, m: int, hourly: bool) -> tuple[flo
 
         reference = reference_of({"x": draw(m)}, None, HOUR)
         watch = Watch(reference, n, longest, checks, 1.0)
-        tests = 40 * len(alarms.NUMBER_TESTS)
+        tests = 40 * alarms.tests_of(reference.layout)
         watch.alphas = [
             alarms.alpha(1.0, checks, s, len(watch.scales), tests) for s in watch.scales
         ]

@@ -106,12 +106,12 @@ def counts(folder: Path, size: str) -> tuple[float, Any]:
     )
     scales, mix = alarms.scales_for(parts, 200), np.full((parts, 1), 200.0)
     alphas = [alarms.alpha(1.0, 2160, s, len(scales), alarms.tests_of(layout)) for s in scales]
-    variation = [reference.at(timedelta(hours=s), 200.0 * s) for s in scales]
     seconds = []
     for _ in range(50):
         began = time.perf_counter()
         found = alarms.windows(window, mix, scales)
-        base = alarms.standardised(reference.strata, found.mix)
+        base = alarms.standardised(reference.sums, found.mix)
+        variation = reference.over([(timedelta(hours=s), 200.0 * s) for s in scales])
         alarms.look(layout, found, base, variation, alphas)
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds)), len(scales)

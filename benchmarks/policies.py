@@ -40,7 +40,7 @@ from retrain import worth
 SHIFTS = (0, 4, 8, 12)
 COST = 0.2  # of a fit, in reference losses of one batch
 OTHERS = {"null": 4, "benign": 3, "splice": 3}  # seeds of each kind
-GRID = [(price, half) for price in (0.5, 0.7, 1.0) for half in (2.0, 4.0, 8.0)]
+GRID = [(price, half) for price in (0.25, 0.4, 0.7, 1.0) for half in (2.0, 3.0, 4.0, 8.0)]
 Make = Callable[[], Any]
 
 

@@ -4,11 +4,13 @@
 
 Every fifth batch a run happens. The windows `recent` (as many rows as the first model had), `all`,
 `since_change`, `decay` and `blend` each fit on the rows until two batches ago and answer those two;
-`retrain.windows.choose` picks one, carrying what earlier runs showed; the choice is then fitted on
-everything and scored on the three batches after the next. Excess: its mean loss over that of the
+`retrain.windows.choose` picks one, carrying what earlier runs showed, or `settled` takes the window
+that they agree on without a competition; the choice is then fitted on everything and scored on the
+three batches after the next. Excess: its mean loss over that of the
 better of `recent` and `all` at every single run, which nobody can know (below 0 %: better than
 both). Starts are shifted by 0 to 4 batches: a stream has about a dozen runs, so one start is luck.
-The change point is looked for in the losses of a model that is refitted every fifth batch.
+The change point is looked for in the losses of a model that is refitted every fifth batch. Fits:
+training jobs a run took, the competition's included.
 """
 
 from __future__ import annotations
@@ -27,11 +29,21 @@ from streams import Stream, answer, learn
 
 from core.settings import RetrainSettings
 from monitor.measure.performance import row_loss
-from retrain.windows import Name, Window, change_point, choose, propose, weights
+from retrain.windows import (
+    Name,
+    Window,
+    change_point,
+    choose,
+    indifference,
+    propose,
+    settled,
+    weights,
+)
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
 STARTS, EVERY, JUDGED, SCORED = range(2, 7), 5, 2, slice(1, 4)
 MOST = 40_000
+COST = RetrainSettings().cost_of_run
 DEFAULT = RetrainSettings().windows
 SETS: dict[str, tuple[Name, ...]] = {
     "always recent": ("recent",),
@@ -117,31 +129,46 @@ class Bench:
         )
 
 
-def excess(bench: Bench, names: tuple[Name, ...], start: int) -> float:
-    """Percent over the better of recent and all at every run."""
-    chosen, best, past = [], [], list[dict[str, float]]()
+def excess(
+    bench: Bench, names: tuple[Name, ...], start: int, *, always: bool = False
+) -> tuple[float, float]:
+    """Percent over the better of recent and all at every run, and training jobs per run.
+
+    Args:
+        always: compete in every run.
+    """
+    chosen, best, past, fits = [], [], list[dict[str, float]](), list[int]()
     for k in range(start, bench.stream.batches - 4, EVERY):
         change = bench.change(k - JUDGED, start) if "since_change" in names else None
         before = bench.windows(k - JUDGED, names, change)
-        losses = {
-            window.name: bench.losses(k - JUDGED, bench.outputs(k - JUDGED, window, before))[
-                :JUDGED
-            ].ravel()
-            for window in before
-        }
-        choice = choose(before, losses, past)
-        if choice.scores:
+        single = [window for window in before if not window.parts]
+        unimportant = indifference(len(single), cost_of_fit=COST, lasts=EVERY)
+        known = settled(before, past, indifferent=unimportant)
+        known = None if always or len(single) < 2 else known
+        if known is None:
+            losses = {
+                window.name: bench.losses(k - JUDGED, bench.outputs(k - JUDGED, window, before))[
+                    :JUDGED
+                ].ravel()
+                for window in before
+            }
+            choice = choose(before, losses, past)
+        else:
+            choice = known
+        if len(single) > 1:
             past.append({str(score.name): score.relative for score in choice.scores})
+        competed = len(single) if len(single) > 1 and known is None else 0
+        fits.append(competed + max(1, len(choice.window.parts)))
         now = bench.windows(k, names, change)
         named = {window.name: window for window in now}
         won = named.get(choice.window.name, now[-1])
         chosen.append(bench.losses(k, bench.outputs(k, won, now))[SCORED].mean())
         both = bench.windows(k, ("recent", "all"), None)
         best.append(min(bench.losses(k, bench.fitted(k, w))[SCORED].mean() for w in both))
-    return 100 * (float(np.mean(chosen)) / float(np.mean(best)) - 1)
+    return 100 * (float(np.mean(chosen)) / float(np.mean(best)) - 1), float(np.mean(fits))
 
 
-def prototype(bench: Bench, start: int) -> float:
+def prototype(bench: Bench, start: int) -> tuple[float, float]:
     """The two-window choice by exponential history that this one grew from."""
     chosen, best, history = [], [], 0.0
     for k in range(start, bench.stream.batches - 4, EVERY):
@@ -156,34 +183,42 @@ def prototype(bench: Bench, start: int) -> float:
         wanted = "recent" if history < 0 else "all"
         chosen.append(losses.get(wanted, next(iter(losses.values()))))
         best.append(min(losses.values()))
-    return 100 * (float(np.mean(chosen)) / float(np.mean(best)) - 1)
+    return 100 * (float(np.mean(chosen)) / float(np.mean(best)) - 1), 3.0
 
 
-def score(folder: Path, name: str) -> dict[str, list[float]]:
+def score(folder: Path, name: str, only: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
     """The excess of every set of windows on one stream, by start."""
     bench = Bench(streams.read(folder, name))
-    kinds: dict[str, Callable[[int], float]] = {
+    kinds: dict[str, Callable[[int], tuple[float, float]]] = {
         "prototype: recent or all": lambda start: prototype(bench, start)
     }
     for label, names in SETS.items():
         kinds[label] = lambda start, names=names: excess(bench, names, start)  # type: ignore[misc]
-    return {label: [kind(start) for start in STARTS] for label, kind in kinds.items()}
+    kinds["default, competing always"] = lambda start: excess(bench, DEFAULT, start, always=True)
+    chosen = {label: kind for label, kind in kinds.items() if not only or label in only}
+    return {label: [kind(start) for start in STARTS] for label, kind in chosen.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--streams", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="these rows of the table")
+    parser.add_argument("--names", nargs="*", default=[], help="these streams")
     given = parser.parse_args()
-    names = streams.names(given.streams)
+    names = given.names or streams.names(given.streams)
+    count = len(names)
     with ProcessPoolExecutor(given.jobs) as pool:
-        found = list(pool.map(score, [given.streams] * len(names), names))
+        found = list(pool.map(score, [given.streams] * count, names, [tuple(given.only)] * count))
     print("excess loss, %: mean and worst stream (starts averaged); per start mean / worst")
     for label in found[0]:
-        table = np.array([each[label] for each in found])  # streams x starts
+        both = np.array([each[label] for each in found])  # streams x starts x (excess, fits)
+        table, fits = both[:, :, 0], both[:, :, 1].mean()
         streams_mean = table.mean(axis=1)
         starts = "  ".join(f"{c.mean():.1f}/{c.max():.1f}" for c in table.T)
-        print(f"{label:28s}{table.mean():6.2f}{streams_mean.max():7.2f}   {starts}")
+        print(
+            f"{label:28s}{table.mean():6.2f}{streams_mean.max():7.2f} {fits:5.1f} fits   {starts}"
+        )
         each = "  ".join(f"{n} {v:.1f}" for n, v in zip(names, streams_mean, strict=True))
         print(f"{'':28s}{each}")
 

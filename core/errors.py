@@ -9,6 +9,8 @@
     ├── NotFound             a model, version, incident or run that does not exist
     ├── NotReady             it exists, but cannot answer yet
     │   └── Busy             too much is under way; the same request will do later
+    │       └── QueueFull    ... for one model; says when to come again
+    ├── TooLate              the caller's time passed before there was an answer
     ├── CorruptSegment       a sealed file does not match its recorded hash
     ├── StoreUnavailable     the folder or bucket of the segments does not answer; nothing is lost
     ├── RegistryError        MLflow could not do or say what was asked
@@ -83,6 +85,22 @@ class NotReady(ShelflifeError):
 
 class Busy(NotReady):
     """Nothing was done because too much is under way, or a store cannot commit at the moment."""
+
+
+class QueueFull(Busy):
+    """More rows wait for a model than may.
+
+    Args:
+        retry_after: seconds after which those that wait should be answered.
+    """
+
+    def __init__(self, text: str, *, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(text)
+
+
+class TooLate(ShelflifeError):
+    """The time a caller gave passed before there was an answer."""
 
 
 class CorruptSegment(ShelflifeError):

@@ -28,6 +28,10 @@ from core.schema_log import sealed_keys as sealed_keys
 from core.schema_log import segment_events as segment_events
 from core.schema_log import segment_parts as segment_parts
 from core.schema_log import segments as segments
+from core.schema_pages import baseline_profiles as baseline_profiles
+from core.schema_pages import reports as reports
+from core.schema_pages import tokens as tokens
+from core.schema_pages import traffic as traffic
 from core.tables import Id, key, text, time
 from core.tables import UtcTime as UtcTime
 from core.tables import metadata as metadata
@@ -82,15 +86,6 @@ checks = Table(
     sqlite_autoincrement=True,
 )  # fmt: skip
 
-# --- monitor.profiles: how each version's columns looked when it was made ------------------------
-baseline_profiles = Table(  # a copy for pages, which do not ask MLflow
-    "baseline_profiles",
-    metadata,
-    Column("model", String(128), primary_key=True),
-    Column("version", String(64), primary_key=True),
-    text("columns"),  # monitor.measure.profile.ColumnProfile, a list as JSON
-)
-
 # --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
 window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
     "window_scores",
@@ -109,6 +104,41 @@ window_scores = Table(  # rewritten when labels landed since; dropped beyond the
     Column("bad_labels", Integer, nullable=False),
     Column("label_lag", Float, nullable=True),  # median seconds from prediction to label
     time("scored"),  # the check that found these numbers
+)
+window_estimates = Table(  # what each window was expected to score, and what it turned out to be
+    "window_estimates",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("start", UtcTime, primary_key=True),
+    Column("version", String(64), primary_key=True),
+    time("end"),
+    Column("metric", String(32), nullable=False),
+    Column("method", String(8), nullable=False),  # CBPE or DLE
+    Column("value", Float, nullable=False),
+    Column("low", Float, nullable=False),
+    Column("high", Float, nullable=False),
+    Column("n", Integer, nullable=False),  # rows that were estimated
+    Column("expected", Float, nullable=True),  # the baseline's: what "nothing changed" would say
+    time("made"),  # the check that estimated it last
+    Column("realised", Float, nullable=True),  # NULL while most of the labels are missing
+    Column("realised_n", Integer, nullable=True),
+    Column("first", Float, nullable=True),  # the realised metric when most labels had come …
+    Column("settled", UtcTime, nullable=True),  # … which this check found
+)
+life_points = Table(  # how versions, replaced ones too, did with age; kept for forecasts
+    "life_points",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("start", UtcTime, primary_key=True),
+    Column("at", UtcTime, primary_key=True),  # the tick that found it; the newest is in force
+    time("end"),
+    Column("metric", String(32), nullable=False),
+    Column("value", Float, nullable=False),  # the version's metric on the window's rows
+    Column("n", Integer, nullable=False),
+    Column("fresh", Float, nullable=True),  # the metric of a fresh model on the same rows
+    # served (it answered these rows) or shadow (asked again once it had been replaced)
+    Column("how", String(8), nullable=False),
 )
 score_marks = Table(  # up to where each model's scores are
     "score_marks",
@@ -131,7 +161,8 @@ incidents = Table(
     Column("cause", String(64), nullable=False),
     Column("version", String(64), nullable=False, server_default=""),
     Column("severity", String(16), nullable=False),  # page or ticket
-    Column("state", String(16), nullable=False),  # open, acknowledged or resolved
+    # noticed (a first sign: nobody is told), open, acknowledged or resolved
+    Column("state", String(16), nullable=False),
     text("title"),
     text("finding"),  # the newest monitor.results.Finding as JSON
     time("opened"),
@@ -144,6 +175,18 @@ incidents = Table(
     Column("run_id", String(64), nullable=True),
     # At most one unresolved incident per model and cause: the key is nulled on resolution.
     Column("open_key", String(200), nullable=True, unique=True),
+    time("found", nullable=True),  # the last check that found it; NULL: it was only a sign so far
+    Column(
+        "history", String(64), nullable=False, server_default=""
+    ),  # 1 found, 0 clear, newest last
+    Column("relapses", Integer, nullable=False, server_default="0"),  # of late, before this one
+    Column("story", Id, nullable=True),  # the incident this one is a chapter of; NULL: its own
+    Column("acknowledged_by", String(128), nullable=False, server_default=""),
+    time("escalated", nullable=True),
+    text("muted"),  # why nobody is told at present: a silence, a maintenance, another incident
+    Column("withheld", String(16), nullable=False, server_default=""),  # what is told afterwards
+    time("hold", nullable=True),  # told only when found again at or after this moment
+    text("context"),  # the newest monitor.alert.messages.MessageContext as JSON
     Index("incidents_by_model", "model", "opened"),
     sqlite_autoincrement=True,
 )
@@ -173,8 +216,51 @@ outbox = Table(  # written in the transaction of the decision it tells of
     time("delivered", nullable=True),
     Column("status", Integer, nullable=True),
     text("error"),
+    Column("group_key", String(64), nullable=True),  # messages of a group are delivered in order
     UniqueConstraint("message_id", "receiver"),
     Index("outbox_by_state", "state", "next_attempt"),
+    sqlite_autoincrement=True,
+)
+
+receivers = Table(  # those who want no more messages until somebody enables them again
+    "receivers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    time("disabled", nullable=True),
+    text("reason"),
+)
+notices = Table(  # who is, was or will be told of which line of a timeline; see alert.dispatch
+    "notices",
+    metadata,
+    key(),
+    Column("incident_id", Id, nullable=False, index=True),
+    Column("event_id", Id, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("receiver", String(64), nullable=False),
+    Column("group_key", String(64), nullable=False),
+    text("labels"),  # of the group, as JSON
+    time("at"),
+    time("due"),  # when its group may speak next
+    Column("state", String(16), nullable=False),  # waiting, sent or dropped
+    time("sent", nullable=True),
+    Column("message_id", String(64), nullable=False, server_default=""),
+    Index("notices_by_group", "group_key", "state"),
+    Index("notices_by_state", "state", "due"),
+    sqlite_autoincrement=True,
+)
+silences = Table(  # what people asked not to hear of; never deleted
+    "silences",
+    metadata,
+    key(),
+    text("matchers"),  # JSON list of 'name="value"'
+    Column("by", String(128), nullable=False),
+    text("reason"),
+    time("created"),
+    time("starts"),
+    time("ends", nullable=False),
+    Column("ended_by", String(128), nullable=False, server_default=""),  # ended before its time
+    Column("incident_id", Id, nullable=True),  # the one it was made on
     sqlite_autoincrement=True,
 )
 
@@ -280,18 +366,14 @@ workers = Table(
     text("challenger_error"),
 )
 
-traffic = Table(  # what each worker answered in each hour (wall clock); kept for 90 days
-    "traffic",
+# --- shelflife.pulses: which recurring job worked last, and when --------------------------------
+jobs = Table(
+    "jobs",
     metadata,
-    Column("worker", String(128), primary_key=True),
-    Column("model", String(128), primary_key=True),
-    Column("version", String(64), primary_key=True),
-    Column("hour", UtcTime, primary_key=True),
-    Column("requests", BigInteger, nullable=False),
-    Column("rows", BigInteger, nullable=False),
-    Column("batches", BigInteger, nullable=False),
-    text("cells"),  # requests by duration: serving.timings.Tally.cells as JSON
-    Index("traffic_by_hour", "hour", "model"),
+    Column("job", String(64), primary_key=True),
+    time("succeeded", nullable=True),  # wall clock
+    time("failed", nullable=True),
+    text("error"),  # the type of the last failure
 )
 
 # --- shelflife.api: what people asked for; the scheduler carries it out -------------------------
@@ -309,33 +391,4 @@ commands = Table(
     text("result"),
     time("finished", nullable=True),
     sqlite_autoincrement=True,
-)
-
-# --- core.tokens: who may use the API -------------------------------------------------------------
-tokens = Table(
-    "tokens",
-    metadata,
-    Column("id", String(16), primary_key=True),  # public: the middle of the token
-    Column("hash", String(64), nullable=False),  # SHA-256 of the whole token; it is kept nowhere
-    Column("name", String(128), nullable=False),
-    text("scopes"),  # separated by spaces
-    Column("per_minute", Integer, nullable=True),  # requests; NULL: as the settings say
-    time("created"),
-    Column("by", String(128), nullable=False),
-    time("expires", nullable=True),
-    time("revoked", nullable=True),
-    time("used", nullable=True),
-)
-
-# --- shelflife.reports: Evidently reports that somebody asked for ---------------------------------
-reports = Table(  # those of incidents are in `incidents`
-    "reports",
-    metadata,
-    Column("subject", String(200), primary_key=True),  # check:ID or run:ID
-    Column("model", String(128), nullable=False),
-    Column("state", String(16), nullable=False),  # wanted, ready or failed
-    Column("path", Text, nullable=True),  # HTML, relative to home
-    time("asked"),
-    Column("by", String(128), nullable=False),
-    text("error"),
 )

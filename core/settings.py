@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -21,8 +21,18 @@ from core import times
 from core.errors import SettingsError
 from core.settings_access import AccessSettings as AccessSettings
 from core.settings_access import DashboardSettings as DashboardSettings
+from core.settings_alerts import AlertSettings as AlertSettings
+from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
+from core.settings_alerts import MuteSettings as MuteSettings
+from core.settings_alerts import RouteSettings as RouteSettings
 from core.settings_data import PrivacySettings as PrivacySettings
 from core.settings_data import QualitySettings as QualitySettings
+from core.settings_interpreters import BackendChoice as BackendChoice
+from core.settings_interpreters import InterpreterSettings as InterpreterSettings
+from core.settings_interpreters import Profile as Profile
+from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
+from core.settings_receivers import ReceiverSettings as ReceiverSettings
+from core.settings_receivers import ReceiverType as ReceiverType
 from core.settings_retrain import NUMBER as NUMBER
 from core.settings_retrain import POLICY as POLICY
 from core.settings_retrain import Count as Count
@@ -34,9 +44,9 @@ from core.settings_retrain import RetrainSettings as RetrainSettings
 from core.settings_retrain import RolloutSettings as RolloutSettings
 from core.settings_retrain import SearchSettings as SearchSettings
 from core.settings_retrain import Share as Share
+from core.settings_serving import Port as Port
+from core.settings_serving import ServingSettings as ServingSettings
 from core.spec import NAME, Metric
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class Secret:
@@ -70,6 +80,14 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The loss to watch; the model's own (Brier, log loss, MAE) when not set."""
     tolerance: Positive = 0.1
     """How much worse than expected the loss may get, relative to the baseline's."""
+    threshold: Share = 0.5
+    """Probability from which a binary answer counts as positive, for accuracy, F1, precision and
+    recall."""
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """The quantile that a regression predicts, for its pinball loss."""
+    segments: tuple[str, ...] = ()
+    """Input columns whose levels (or quarters, of a number) are scored by themselves; when empty
+    the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
     max_age: Duration | None = None
@@ -81,6 +99,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     a day, or the check window where that is shorter, when not set."""
     no_data_after: Duration | None = None
     """Silence longer than this is a page; two check windows when not set."""
+    late_data_after: Duration | None = None
+    """Rows that arrive later than this after they were asked are late; the check window when not
+    set, since no check judges them any more."""
+    no_labels_after: Duration | None = None
+    """Longest normal silence of labels; two check windows and `label_delay` when not set."""
     sample_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of predictions that are logged, chosen by a hash of their id."""
     retention: Duration | None = None
@@ -90,12 +113,24 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`strict` answers after the row is committed (or says that it is not); `relaxed` at once."""
     commit_within: Duration = "10ms"
     """`relaxed`: rows are committed within this time of their answer; what a crash can lose."""
+    latency_budget: Duration = "50ms"
+    """How long waiting and predicting may take together; batches are kept that small under load."""
+    weight: Positive = 1.0
+    """The model's share of processor and memory under load, relative to other models'."""
+    pinned: bool = False
+    """Never taken out of memory to make room for another model."""
     trust_pickle: bool = False
     """Allow this model's artifact to be unpickled. That runs any code its author put there."""
+    backend: BackendChoice | None = None
+    """The interpreter of this model; serving's when not set."""
+    profile: Profile | None = None
+    """What its interpreter is chosen for; serving's when not set."""
     repeat_every: Duration = "7d"
     """How often an incident that lasts is told again, while nobody has acknowledged it."""
     receivers: tuple[str, ...] = ()
     """Names of the receivers that are told; all of them when empty."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Own labels of the model's incidents, for routes and silences, such as `{team: crm}`."""
     quality: QualitySettings = field(default_factory=QualitySettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
 
@@ -111,23 +146,9 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Where the MLflow UI that `up` starts listens; 0 takes any free port."""
     poll_every: Duration = "2s"
     """A moved alias is obeyed within this time."""
-
-
-class ServingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    """Address the server listens at; this machine alone by default."""
-    port: Port = 8080
-    """Where it listens; 0 takes any free port."""
-    max_body_mb: Positive = 8.0
-    """Largest inference request in megabytes, before and after decompression."""
-    log_queue_rows: Annotated[int, Meta(ge=1)] = 20_000
-    """Rows waiting to be logged; above it they are shed and counted."""
-    log_wait: Duration = "1s"
-    """Longest a strict answer waits for its row to be committed."""
-    max_batch: Annotated[int, Meta(ge=1)] = 256
-    """Most rows that are answered in one call of the model."""
-    threads: Annotated[int, Meta(ge=1)] = 1
-    """Threads a model may use for one prediction."""
+    webhook_secret: str = ""
+    """`env:NAME` or `file:/path` of the secret of MLflow's registry webhooks, which hasten a poll;
+    their way in is closed when empty."""
 
 
 class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,21 +164,6 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long half a CloudEvents pair waits for the other half before it counts as lost."""
     read_within: Duration = "30s"
     """How long a caller may take to send a body."""
-
-
-class ReceiverSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: str
-    """What messages, routes and commands call it."""
-    url: str
-    """Where the message goes; `env:NAME` where the address itself is a secret."""
-    type: Literal["webhook"] = "webhook"
-    """What it understands."""
-    secret: str = ""
-    """`env:NAME` or `file:/path` of a `whsec_…` key; messages are signed with it."""
-    severities: tuple[Literal["page", "ticket"], ...] = ("page", "ticket")
-    """Which severities it is told of."""
-    timeout: Duration = "15s"
-    """How long one attempt may take."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +188,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     access: AccessSettings = field(default_factory=AccessSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     """Who is told of incidents; nobody when empty."""
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    """A sign of life that somebody else misses when it stops; off when empty."""
+    alerts: AlertSettings = field(default_factory=AlertSettings)
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)
@@ -333,7 +342,8 @@ class _Reader:
         if not isinstance(raw, dict):
             self.fail(path or "file", raw, "a mapping of keys to values")
             return
-        types = get_type_hints(section, include_extras=True)
+        hints = get_type_hints(section, include_extras=True)
+        types = {info.encode_name: hints[info.name] for info in msgspec.structs.fields(section)}
         for key, value in raw.items():
             here = f"{path}.{key}" if path else str(key)
             if key not in types:
@@ -358,11 +368,12 @@ class _Reader:
                 if section is not None:
                     self.check(section, ModelSettings, f"{here}.{name}")
             return None
-        if wanted == tuple[ReceiverSettings, ...]:
+        inner = get_args(wanted)[0] if get_origin(wanted) is tuple else None
+        if isinstance(inner, type) and issubclass(inner, Struct):
             if not isinstance(value, list):
-                self.fail(here, value, "a list of receivers")
+                self.fail(here, value, f"a list of {here.rpartition('.')[2]}")
             for index, section in enumerate(value):  # type: ignore[arg-type]
-                self.check(section, ReceiverSettings, f"{here}[{index}]")
+                self.check(section, inner, f"{here}[{index}]")
             return None
         try:
             msgspec.convert(value, wanted)

@@ -95,6 +95,9 @@ class RolloutSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     watch_in_shadow: bool = False
     """Let the old champion answer a copy of the requests while the new one is watched. Without it
     its answers are computed from the logged inputs, which gives the same rows later."""
+    shadow_challenger: bool = True
+    """Let a version that a person makes `challenger`, in MLflow or by registering it, answer a copy
+    of the requests, while no run has a candidate in a stage of its own."""
 
 
 class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,8 +115,9 @@ class RetrainSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     min_new_labels: Count = 200
     """Labels newer than the champion's training data that a run needs."""
     cost_of_run: Positive = 0.2
-    """What a run costs, in expected losses of one check window; decay that has cost more than
-    this since the promotion is worth a run."""
+    """What one training job of a run costs, in expected losses of one check window. A run is worth
+    it when the decay it mends costs more than its training jobs, those of competing windows and of
+    a search included."""
     rows: Count = 0
     """Train on at most this many of the newest rows; 0 takes the whole history."""
     windows: tuple[Literal["recent", "all", "since_change", "decay", "blend"], ...] = (

@@ -31,7 +31,9 @@ def spell(span: timedelta) -> str:
     for unit in ("w", "d", "h", "m"):
         # Weeks only when they are whole: "30 d" reads better than "4.3 w".
         if seconds >= _UNITS[unit] and (unit != "w" or seconds % _UNITS["w"] == 0):
-            return f"{seconds / _UNITS[unit]:.3g} {'min' if unit == 'm' else unit}"
+            count = seconds / _UNITS[unit]
+            shown = f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+            return f"{shown} {'min' if unit == 'm' else unit}"
     return f"{seconds:.3g} s"
 
 

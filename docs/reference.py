@@ -85,7 +85,15 @@ def _section(struct: Struct, path: str) -> Iterator[str]:
 
 
 def _texts(struct: Struct) -> dict[str, str]:
-    """The string below each field."""
+    """The string below each field, its bases' included."""
+    found: dict[str, str] = {}
+    for base in reversed(struct.__mro__):
+        if base is not msgspec.Struct and issubclass(base, msgspec.Struct):
+            found |= _own_texts(base)
+    return found
+
+
+def _own_texts(struct: Struct) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(struct)))
     body = typing.cast(ast.ClassDef, tree.body[0]).body
     found: dict[str, str] = {}

@@ -20,6 +20,7 @@ from core.errors import InputError
 from core.spec import METRICS, Metric, ModelSpec
 from core.times import utc
 from monitor.measure.calibration import Calibration, Reference, calibrate
+from monitor.measure.lives import Path
 from monitor.measure.performance import aggregate, metric_interval, row_loss
 from monitor.measure.profile import ColumnProfile, Values, is_numeric, profile_column, read_values
 
@@ -65,6 +66,7 @@ class Baseline(Struct, frozen=True, kw_only=True):
     expected: ExpectedPerformance | None
     calibration: Calibration
     note: str = ""  # what is missing or should be known, for people
+    lives: tuple[Path, ...] = ()  # back-tested on the training rows, for the first forecasts
 
     @property
     def inputs(self) -> tuple[ColumnProfile, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -18,17 +18,19 @@ from msgspec import Struct
 from core import schema
 from core.ledger import Ledger
 from core.settings import ModelSettings, span
-from core.spec import METRICS, Metric, ModelSpec
-from monitor import verdict
+from core.spec import ModelSpec
+from monitor import estimating, lateness, outcome, proving, verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
-from monitor.carried import carried
+from monitor.figures import ShelfLife, Track
+from monitor.log.arrivals import Arrivals
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness
 from monitor.measure.calibration import provisional as provisional_of
-from monitor.measure.performance import realised
 from monitor.measure.profile import Values
-from monitor.results import Causes, CheckResult, ColumnDrift, LabelFacts, Performance, QualityIssue
+from monitor.outcome import chosen_metric as chosen_metric
+from monitor.outcome import only_version as only_version
+from monitor.results import CheckResult, ColumnDrift, LabelFacts, QualityIssue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +64,9 @@ class Evidence(Struct, kw_only=True):
     arrived: int = 0  # rows of any version whose label became known in the window
     lags: tuple[tuple[float, float], ...] = ()  # their (quantile, seconds from row to label)
     activity: LabelActivity | None = None  # None: nobody counted
+    track: Track | None = None  # how right estimates have been; None: nobody looked
+    arrivals: Arrivals | None = None  # rows that arrived since the check before; None: unknown
+    shelf_life: ShelfLife | None = None  # None: nobody forecast it
 
 
 def gather(
@@ -103,21 +108,6 @@ def gather(
     )
 
 
-def only_version(rows: Rows, version: str) -> Rows:
-    """The rows that this version answered."""
-    return _only(rows, (rows.meta["version"] == version).to_numpy(dtype=bool))
-
-
-def _only(rows: Rows, mine: np.ndarray) -> Rows:
-    return Rows(
-        meta=rows.meta[mine].reset_index(drop=True),
-        inputs=rows.inputs[mine].reset_index(drop=True),
-        outputs=rows.outputs[mine].reset_index(drop=True),
-        segments=rows.segments,
-        problems=rows.problems,
-    )
-
-
 def _newest(times: pd.Series) -> datetime | None:
     known = times.dropna()
     return known.max().to_pydatetime() if len(known) else None
@@ -144,9 +134,19 @@ def run_check(
     """
     rows = len(evidence.rows)
     drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
-    performance = _performance(baseline, evidence, settings)
+    labelled, version = evidence.labelled, facts.version
+    performance = outcome.performance(baseline, labelled, settings, coverage=_share(evidence))
     hidden = not_logged(settings.privacy, baseline.spec.columns)
-    found = _carried(baseline, reference, evidence, performance, predict, hidden)
+    found = outcome.carries(baseline, reference, labelled, performance, predict, hidden)
+    span_known = (evidence.window_start, evidence.window_end)
+    measured = outcome.measured(
+        baseline, reference, labelled, settings, performance, version=version, known=span_known
+    )
+    estimated = estimating.estimated(
+        baseline, reference, evidence.rows, settings,
+        version=version, since=evidence.window_start, track=evidence.track,
+    )  # fmt: skip
+    proof = proving.proof(baseline, reference, labelled, history, settings, version=version, at=at)
     ages = staleness.ages(
         at=at,
         registered=facts.registered,
@@ -155,6 +155,10 @@ def run_check(
         newest_prediction=evidence.newest_prediction,
         newest_label=evidence.newest_label,
         label_lag=evidence.label_lag,
+        baseline=baseline.created,
+        checked=history[0].at if history else None,
+        received=evidence.arrivals.newest if evidence.arrivals else None,
+        arrival=evidence.arrivals.median if evidence.arrivals else None,
     )
     judged = verdict.Evidence(
         version=facts.version,
@@ -167,6 +171,10 @@ def run_check(
         staleness=ages,
         promoted=facts.promoted,
         label_lag=span(settings.label_delay) if settings.label_delay else evidence.label_lag,
+        proof=proof,
+        shelf_life=evidence.shelf_life,
+        arrivals=evidence.arrivals,
+        newest=evidence.newest_prediction,
     )
     state, reason, findings = verdict.judge(judged, history, settings)
     return CheckResult(
@@ -189,6 +197,10 @@ def run_check(
         not_logged=hidden,
         causes=found.causes,
         causes_why="; ".join(part for part in (found.why, *found.notes) if part),
+        measured=measured,
+        estimated=estimated,
+        proof=proof,
+        shelf_life=evidence.shelf_life,
     )
 
 
@@ -262,6 +274,8 @@ def _data(
         after=span(after) if after else 2 * span(settings.window),
     )
     provisional = provisional_of(baseline.calibration, span_) if rows else ""
+    if lateness.arriving(evidence.arrivals, settings):
+        silent = None  # rows do come, only late: that is told instead
     return drifts, (*([silent] if silent else ()), *issues), provisional
 
 
@@ -282,59 +296,6 @@ def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict
                 values.values, present, values.missing, values.invalid, values.example
             )
     return spread
-
-
-def _performance(baseline: Baseline, evidence: Evidence, settings: ModelSettings) -> Performance:
-    spec, early = baseline.spec, labels.before_prediction(evidence.labelled.meta)
-    labelled = _only(evidence.labelled, ~early)
-    metric = chosen_metric(spec, settings)
-    times = labelled.meta["time"]
-    found = realised(
-        spec,
-        metric,
-        labelled.outputs,
-        labelled.meta["label"].tolist(),
-        expected=baseline.expected.of(metric) if baseline.expected else None,
-        tolerance=settings.tolerance,
-        min_rows=settings.min_rows,
-        coverage=_share(evidence),
-        since=times.min().to_pydatetime() if len(times) else None,
-        until=times.max().to_pydatetime() if len(times) else None,
-    )
-    if not early.any():
-        return found
-    text = f"{int(early.sum()):,} labels are older than their prediction and were left out"
-    why = "; ".join(part for part in (found.why, text) if part)
-    bad = found.bad_labels + int(early.sum())
-    return msgspec.structs.replace(found, why=why, bad_labels=bad)
-
-
-def _carried(
-    baseline: Baseline,
-    reference: pd.DataFrame,
-    evidence: Evidence,
-    performance: Performance,
-    predict: Predict | None,
-    hidden: tuple[str, ...],
-) -> Causes:
-    """What carries the loss, where it is worse than tolerated; nothing is looked for elsewhere."""
-    if performance.worse is not True:
-        return Causes()
-    rows = _only(evidence.labelled, ~labels.before_prediction(evidence.labelled.meta))
-    return carried(
-        baseline,
-        reference,
-        rows,
-        cast("Metric", performance.metric),
-        predict=predict,
-        hidden=frozenset(hidden),
-    )
-
-
-def chosen_metric(spec: ModelSpec, settings: ModelSettings) -> Metric:
-    """The metric of the settings where the task has it, else the model's own."""
-    wanted = settings.metric
-    return wanted if wanted is not None and wanted in METRICS[spec.task] else spec.metric
 
 
 def record(tx: sa.Connection, result: CheckResult, *, created: datetime | None = None) -> int:

@@ -12,6 +12,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from monitor.figures import Estimated, Measured, Proof, ShelfLife
+
 State = Literal["healthy", "drifting", "decaying", "stale", "broken_feed", "insufficient_data"]
 Severity = Literal["page", "ticket", "note"]
 
@@ -126,6 +128,26 @@ class Staleness(Struct, frozen=True, kw_only=True):
     label: float | None  # newest label known
     promotion: float | None  # since it became champion
     label_lag: float | None  # median time from prediction to label
+    baseline: float | None = None  # since the baseline was made; None in older checks
+    monitor: float | None = None  # since the check before this one; None: there was none
+    received: float | None = None  # since the newest row arrived, whatever its event time
+    arrival: float | None = None  # median delay of the rows that arrived since that check
+
+
+class Crossed(Struct, frozen=True, kw_only=True):
+    """A number that is over its line, as a message says it."""
+
+    what: str
+    value: float
+    low: float | None = None  # 95 % confidence interval
+    high: float | None = None
+    line: float
+    n: int
+
+    @property
+    def over(self) -> float:
+        """How far over the line."""
+        return self.value - self.line
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -138,6 +160,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     columns: tuple[str, ...] = ()
     clearing: bool = False  # under the opening line but not yet under the resolving one
+    crossed: tuple[Crossed, ...] = ()  # the numbers of `text`, for machines; gravest first
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -186,3 +209,7 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged
     causes: tuple[Cause, ...] = ()  # what carries the loss; looked for only where it is worse
     causes_why: str = ""  # why nothing is named although it is worse, and what was not tried
+    measured: Measured | None = None  # every realised metric; None in older checks
+    estimated: Estimated | None = None  # of rows whose labels are missing
+    proof: Proof | None = None  # of a loss above the tolerance, at any time; None: no label yet
+    shelf_life: ShelfLife | None = None  # how long the version lasts

@@ -24,11 +24,11 @@ from core.times import from_micros, micros
 from monitor.log import hot
 from monitor.log.records import SampleLog
 from monitor.measure import windows
+from monitor.outcome import score_width as width_of
 from monitor.results import WindowScore
 
 HORIZON = 10  # check windows, and once the label delay, that scores reach back
 _STALL = timedelta(hours=1)  # longest between a writer's stamp and its commit
-_DAY = timedelta(days=1)
 _FIELDS = [name for name in WindowScore.__struct_fields__]
 
 
@@ -47,13 +47,6 @@ class Rescored(Struct, frozen=True, kw_only=True):
     recent: str
     segment: int
     anew: bool  # the width or the metric changed: nothing known holds
-
-
-def width_of(settings: ModelSettings) -> timedelta:
-    """Width of the windows that are scored."""
-    if settings.score_width:
-        return span(settings.score_width)
-    return min(span(settings.window), _DAY)
 
 
 def rescore(

@@ -15,6 +15,9 @@ from msgspec import Struct
 
 from core.settings import ModelSettings, span
 from core.times import spell
+from monitor import lateness
+from monitor.figures import Proof, ShelfLife
+from monitor.log.arrivals import Arrivals
 from monitor.results import (
     Cause,
     CheckResult,
@@ -54,6 +57,10 @@ class Evidence(Struct, frozen=True, kw_only=True):
     causes: tuple[Cause, ...] = ()  # what carries the loss
     promoted: datetime | None = None
     label_lag: timedelta | None = None  # how late labels usually are
+    proof: Proof | None = None  # of a loss above the tolerance
+    shelf_life: ShelfLife | None = None
+    arrivals: Arrivals | None = None  # rows that arrived since the check before
+    newest: datetime | None = None  # event time of the newest prediction
 
 
 def judge(
@@ -71,9 +78,28 @@ def judge(
     decay = _decay(evidence, same, settings, muted=broken)
     stale = _stale(evidence, settings)
     drift = _drift(evidence, same, settings, muted=bool(feed))
-    findings = (*feed, *decay, *stale, *drift)
+    late = _late(evidence, history, same, settings, decaying=bool(decay))
+    findings = (*feed, *decay, *stale, *late, *drift)
     state, reason = _state(evidence, findings, settings)
     return state, reason, findings
+
+
+def _late(
+    evidence: Evidence,
+    history: Sequence[CheckResult],
+    same: Sequence[CheckResult],
+    settings: ModelSettings,
+    *,
+    decaying: bool,
+) -> list[Finding]:
+    """What is late or near its end; a life that ends is not told of a model that decays already."""
+    at, ending = evidence.at, None if decaying else evidence.shelf_life
+    return [
+        *lateness.data(evidence.arrivals, evidence.newest, at, settings),
+        *lateness.labels(evidence.staleness, at, settings),
+        *lateness.monitor(history, at, settings),
+        *lateness.shelf_life(ending, evidence.version, _earlier(same, "shelf_life"), at),
+    ]
 
 
 def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
@@ -82,7 +108,7 @@ def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
     Without labels of this version decay is neither there nor gone, and a broken feed hides both
     drift and decay.
     """
-    causes = {"no_data", "stale"}
+    causes = {"no_data", "stale", "late_data", "late_labels", "monitor", "shelf_life"}
     if result.performance.worse is not None and result.state != "broken_feed":
         causes.add("decay")
     if result.rows >= min_rows:
@@ -103,8 +129,11 @@ def _state(
         return "broken_feed", _sentence(titles.get("broken_feed") or titles["no_data"])
     if "decay" in titles:
         return "decaying", _sentence(titles["decay"])
-    if "stale" in titles:
-        return "stale", _sentence(titles["stale"], labels)
+    if "late_data" in titles and evidence.rows < settings.min_rows:
+        return "broken_feed", _sentence(titles["late_data"])
+    for cause in ("stale", "shelf_life"):
+        if cause in titles:
+            return "stale", _sentence(titles[cause], labels)
     if evidence.rows < settings.min_rows:
         few = f"{evidence.rows:,} rows in the window, fewer than the {settings.min_rows:,} needed"
         return "insufficient_data", _sentence(few, labels)

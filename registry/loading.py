@@ -182,7 +182,7 @@ class PyfuncEstimator:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def predict(self, inputs: pd.DataFrame) -> Any:
+    def predict(self, inputs: pd.DataFrame | np.ndarray) -> Any:
         """Whatever the flavour answers: labels, scores, probabilities."""
         return self.model.predict(inputs)
 
@@ -270,6 +270,14 @@ def predict_array(estimator: Any, spec: ModelSpec, inputs: pd.DataFrame) -> np.n
         raise InputError("inputs", list(inputs.columns), f"also the columns {missing}")
     if list(inputs.columns) != spec.columns:
         inputs = inputs[spec.columns]
+    return answers(estimator, spec, inputs)
+
+
+def answers(estimator: Any, spec: ModelSpec, inputs: pd.DataFrame | np.ndarray) -> np.ndarray:
+    """What the estimator says to inputs it takes as they are: float64 (rows, outputs).
+
+    Raises: see `predict`.
+    """
     if not len(inputs):
         return np.empty((0, len(spec.outputs)))
     if spec.task == "regression":
@@ -285,7 +293,9 @@ def predict_array(estimator: Any, spec: ModelSpec, inputs: pd.DataFrame) -> np.n
     return outputs
 
 
-def _probabilities(estimator: Any, spec: ModelSpec, inputs: pd.DataFrame) -> np.ndarray:
+def _probabilities(
+    estimator: Any, spec: ModelSpec, inputs: pd.DataFrame | np.ndarray
+) -> np.ndarray:
     """Probabilities of the spec's classes: of the positive one (binary) or of each."""
     if isinstance(estimator, PyfuncEstimator):
         return _pyfunc_probabilities(estimator, spec, inputs)
@@ -305,6 +315,15 @@ def _probabilities(estimator: Any, spec: ModelSpec, inputs: pd.DataFrame) -> np.
     return np.column_stack(columns)
 
 
+def class_order(estimator: Any, spec: ModelSpec) -> list[int | None]:
+    """Where each class of the spec stands among the estimator's; None: it never saw that class.
+
+    Raises:
+        InputError: the estimator knows classes the spec does not.
+    """
+    return _order(_classes(estimator), spec.classes)
+
+
 def _order(known: Sequence[Scalar], classes: Sequence[Scalar]) -> list[int | None]:
     """Where each class of the spec stands among the estimator's."""
     # As `ModelSpec.encode_label`: 1, 1.0, True and "1" may be one class, spelled differently.
@@ -319,7 +338,7 @@ def _order(known: Sequence[Scalar], classes: Sequence[Scalar]) -> list[int | Non
 
 
 def _pyfunc_probabilities(
-    estimator: PyfuncEstimator, spec: ModelSpec, inputs: pd.DataFrame
+    estimator: PyfuncEstimator, spec: ModelSpec, inputs: pd.DataFrame | np.ndarray
 ) -> np.ndarray:
     raw = np.asarray(estimator.predict(inputs))
     hint = (

@@ -15,7 +15,7 @@ import numpy as np
 from core.spec import Metric, ModelSpec
 from monitor.measure.performance import row_loss
 from retrain import fitting
-from retrain.windows import Choice, Window, choose
+from retrain.windows import Choice, Window, choose, settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,20 +33,27 @@ def compete(
     *,
     judged_rows: int,
     past: Sequence[dict[str, float]],
+    indifferent: float,
     metric: Metric | None,
 ) -> Choice | None:
     """Which window wins; None where there is nothing to choose from.
+
+    No window is fitted where earlier runs have settled the question (`retrain.windows.settled`).
 
     Args:
         inputs, y, labels: the training rows in order of time, labels encoded and as spelled.
         fit: fits one window on the rows it is given; what it raises counts the window out.
         judged_rows: newest rows to be judged on; at most a fourth of all.
         past: see `retrain.windows.choose`.
+        indifferent: see `retrain.windows.settled`.
     """
     judged = min(judged_rows, len(inputs) // 4)
     single = [window for window in windows if not window.parts]
     if len(single) < 2 or judged < _LEAST:
         return None
+    known = settled(windows, past, indifferent=indifferent)
+    if known is not None:
+        return known
     cut = len(inputs) - judged
     before, after, truth = inputs.iloc[:cut], inputs.iloc[cut:].reset_index(drop=True), y[cut:]
     outputs: dict[str, pd.DataFrame] = {}

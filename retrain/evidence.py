@@ -20,14 +20,17 @@ from retrain.dataset import ROLES, Account
 from retrain.gate import GateResult
 from retrain.label_first import LabelWish, rank
 from retrain.observing import observations
+from retrain.past import past_scores
 from retrain.policy import BUDGET_SPAN, Decision, PolicyEvidence, run_wanted
 from retrain.probe import Observation
+from retrain.watch import failed_promotions
+from retrain.windows import fits_ahead, indifference
 
 _MOST_UNLABELLED = 20_000  # rows of the window among which labels are asked for
 
 
 class Refusals(Struct, frozen=True, kw_only=True):
-    """Runs in a row that the gate refused against one champion."""
+    """Runs in a row that came to nothing against one champion."""
 
     count: int = 0
     labels: int = 0  # new labels that the newest of them had
@@ -61,11 +64,13 @@ def gather(
     with ledger.read() as tx:
         runs = _runs(tx, model, at)
         labelled = _labelled(tx, model, version, at)
-        refused = _refusals(tx, runs, version)
+        refused = _refusals(tx, runs, model, version, at)
         series = observations(tx, model, version, since=promoted, at=at)
         begun = [moment for moment in (promoted, runs[0].started if runs else None) if moment]
         passed = _windows_since(tx, check, max(begun), at) if begun else None
     series = (*series, seen) if seen is not None else series
+    old = _windows_old(series, trained_until, window)
+    fits = _fits_ahead(ledger, model, settings, old, at)
     age = check.staleness.model
     found = PolicyEvidence(
         version=version,
@@ -75,8 +80,9 @@ def gather(
         drifted=tuple(c.column for c in check.drift if c.drifted),
         columns=sum(not c.why for c in check.drift),
         series=series,
-        cost=None if expected is None else settings.retrain.cost_of_run * expected,
-        windows_old=_windows_old(series, trained_until, window),
+        cost=None if expected is None else settings.retrain.cost_of_run * expected * fits,
+        fits=fits,
+        windows_old=old,
         labelled_here=max(labelled, check.labelled),
         runs_in_quarter=sum(run.started > at - BUDGET_SPAN for run in runs),
         last_run=runs[0].started if runs else None,
@@ -126,6 +132,19 @@ def record(
     return int(added.inserted_primary_key[0]) if added.inserted_primary_key else 0
 
 
+def _fits_ahead(
+    ledger: Ledger, model: str, settings: ModelSettings, old: float, at: datetime
+) -> float:
+    """How many training jobs a run decided on now will probably take."""
+    retrain = settings.retrain
+    searching = bool(retrain.search.space) and not retrain.trainer
+    trials = retrain.search.trials if searching else 0
+    past = past_scores(ledger, model, before=at)
+    singles = len([name for name in retrain.windows if name not in ("blend", "since_change")])
+    unimportant = indifference(singles, cost_of_fit=retrain.cost_of_run, lasts=old)
+    return fits_ahead(retrain.windows, past, trials=trials, indifferent=unimportant)
+
+
 def _runs(tx: sa.Connection, model: str, at: datetime) -> Sequence[Any]:
     """The model's runs, newest first; an unfinished one whenever it started."""
     table = schema.runs
@@ -172,19 +191,23 @@ def _windows_old(
 
 
 def refusals(ledger: Ledger, model: str, version: str, *, at: datetime) -> Refusals:
-    """Runs in a row that the gate refused against this version, as known at a moment."""
+    """Runs in a row that came to nothing against this version, as known at a moment."""
     with ledger.read() as tx:
-        return _refusals(tx, _runs(tx, model, at), version)
+        return _refusals(tx, _runs(tx, model, at), model, version, at)
 
 
-def _refusals(tx: sa.Connection, runs: Sequence[Any], version: str) -> Refusals:
-    """A run that failed or was abandoned proves nothing about the champion: it neither counts nor
-    ends the row."""
+def _refusals(
+    tx: sa.Connection, runs: Sequence[Any], model: str, version: str, at: datetime
+) -> Refusals:
+    """Refused by the gate, by a shadow or a canary, or promoted and rolled back. A run that failed
+    or was abandoned proves nothing about the champion: it neither counts nor ends the row."""
     found = Refusals()
+    taken_back = {each.run_id for each in failed_promotions(tx, model, version, at=at)}
     for run in runs:
         if run.active is not None or run.state in ("failed", "abandoned"):
             continue
-        if run.state != "refused" or run.champion != version or not _gate_refused(run.gate):
+        refused = run.state == "refused" and _gate_refused(run.gate)
+        if run.champion != version or not (refused or run.id in taken_back):
             break
         if not found.count:
             gate = msgspec.json.decode(run.gate, type=GateResult)
@@ -213,7 +236,11 @@ def _label_first(log: SampleLog, check: CheckResult, at: datetime) -> tuple[Labe
 
 
 def _gate_refused(gate: str) -> bool:
-    return bool(gate) and not msgspec.json.decode(gate, type=GateResult).passed
+    """A refusal that a person overruled later was one all the same."""
+    if not gate:
+        return False
+    found = msgspec.json.decode(gate, type=GateResult)
+    return not found.passed or found.path == "forced"
 
 
 def _labels_of(tx: sa.Connection, run_id: str) -> int:

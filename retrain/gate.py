@@ -65,6 +65,11 @@ class GateResult(Struct, frozen=True, kw_only=True):
     by: str = ""  # of a forced promotion: who, and why
     why: str = ""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the gate has said no: neither yes, nor that a person has to decide."""
+        return not self.passed and not self.asks
+
 
 class Difference(Struct, frozen=True, kw_only=True):
     """A paired difference of mean losses with its interval; None where it has none."""
@@ -257,7 +262,7 @@ def _without_champion(result: GateResult, usable: GateCheck, settings: GateSetti
         reason = f"{usable.text}; and the candidate: {'; '.join(failed)}"
     elif asks:
         reason += (
-            "; a person has to decide: `shelflife promote --force`, or set "
+            "; a person has to decide: `shelflife runs approve`, or set "
             "retrain.gate.champion_unavailable to baseline"
         )
     return msgspec.structs.replace(

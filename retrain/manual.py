@@ -7,7 +7,7 @@ the same promotion, with the same checks, as one that nobody had to approve.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -18,6 +18,7 @@ from core.ledger import Ledger
 from registry import promotion
 from registry.turn import alone
 from retrain import run as runs
+from retrain.gate import forced
 from retrain.rollout import Approved
 from retrain.run import RunState, State
 
@@ -30,20 +31,28 @@ def approve(
 ) -> RunState:
     """Let a waiting run go on to its canary and its promotion.
 
+    Where the gate could not decide, the person decides in its place: the run's result says that it
+    was forced, by whom and why, and its promotion counts as theirs.
+
     Args:
         direct: without the canary.
 
     Raises:
         NotFound: no such run.
         InputError: nobody is named.
+        GateRefused: the gate could not decide, and no reason is given.
         ShelflifeError: the run does not wait for anybody.
     """
     run = _waiting(ledger, run_id, by)
+    values: dict[str, Any] = {"state": "running", "updated": at}
+    if run.gate is not None and run.gate.asks:
+        result = forced(run.gate, by=by, why=reason)
+        values["gate"] = msgspec.json.encode(result).decode()
     word = msgspec.json.encode(Approved(by=by, reason=reason, direct=direct)).decode()
     table, steps = schema.runs, schema.run_steps
     with ledger.write() as tx:
         still = (table.c.id == run_id) & (table.c.state == "waiting")
-        if not tx.execute(table.update().where(still).values(state="running", updated=at)).rowcount:
+        if not tx.execute(table.update().where(still).values(**values)).rowcount:
             raise ShelflifeError(f"run {run_id} was ended meanwhile; see `shelflife runs {run_id}`")
         step = (steps.c.run_id == run_id) & (steps.c.name == "approve")
         tx.execute(

@@ -14,11 +14,13 @@ import sqlalchemy as sa
 
 from core import schema
 from core.errors import NotFound
-from core.settings import span
+from core.ledger import Ledger
+from core.settings import ModelSettings, span
 from monitor import baseline
 from retrain.dataset import Account, Exclusions
 from retrain.job import TrainerResult
 from retrain.run import RunContext, RunState
+from retrain.windows import indifference
 
 _RUNS = 20  # earlier runs whose window scores count; older ones weigh next to nothing
 _WIDER = 10.0  # a number this many times the usual range wide is impossible, as in monitor.quality
@@ -97,26 +99,39 @@ _ROWS_IN: tuple[tuple[str, Callable[[bytes], int]], ...] = (
 )
 
 
-def past_scores(context: RunContext, run: RunState) -> tuple[dict[str, float], ...]:
-    """The window scores of the model's earlier runs, oldest first."""
+def past_scores(ledger: Ledger, model: str, *, before: datetime) -> tuple[dict[str, float], ...]:
+    """The window scores of the model's earlier runs, oldest first; a run that took the settled
+    window without a competition has none."""
     table, steps = schema.runs, schema.run_steps
     query = (
         sa.select(steps.c.result)
         .join(table, table.c.id == steps.c.run_id)
         .where(
-            table.c.model == run.model,
-            table.c.started < run.started,
+            table.c.model == model,
+            table.c.started < before,
             steps.c.name == "train",
             steps.c.state == "done",
         )
         .order_by(table.c.started.desc())
         .limit(_RUNS)
     )
-    with context.ledger.read() as tx:
+    with ledger.read() as tx:
         texts = tx.scalars(query).all()
-    found: list[dict[str, float]] = []
-    for text in reversed(texts):
-        choice = msgspec.json.decode(text, type=TrainerResult).choice
-        if choice is not None and choice.scores:
-            found.append({str(score.name): score.relative for score in choice.scores})
-    return tuple(found)
+    choices = (msgspec.json.decode(text, type=TrainerResult).choice for text in reversed(texts))
+    return tuple(
+        {str(score.name): score.relative for score in choice.scores}
+        for choice in choices
+        if choice is not None
+    )
+
+
+def indifferent(
+    settings: ModelSettings, account: Account, *, champion_until: datetime | None
+) -> float:
+    """The share of the loss that is not worth a competition of this run's windows: the candidate
+    will probably serve as long as the champion's training data is old now."""
+    singles = len([window for window in account.windows if not window.parts])
+    lasts = 1.0
+    if champion_until is not None:
+        lasts = (account.holdout_until - champion_until) / span(settings.window)
+    return indifference(singles, cost_of_fit=settings.retrain.cost_of_run, lasts=lasts)

@@ -44,6 +44,7 @@ class PolicyEvidence(Struct, frozen=True, kw_only=True):
     series: tuple[Observation, ...] = ()  # since the promotion, oldest first
     # What a run costs, in losses per row times check windows; None: nothing is known to pay with.
     cost: float | None = None
+    fits: float = 1.0  # training jobs it will probably take; they are in the cost
     windows_old: float = 0.0  # windows of labelled rows newer than the training data
     labelled_here: int = 0  # labelled rows that this very version answered
     # Labelled rows newer than the champion's training data; None: not counted, as no run is wanted.
@@ -52,7 +53,7 @@ class PolicyEvidence(Struct, frozen=True, kw_only=True):
     last_run: datetime | None = None  # when the newest run started
     last_outcome: str = ""  # its state: promoted, refused, failed, abandoned
     windows_since_run: float | None = None  # since the newest run or the promotion; None: unknown
-    refusals: int = 0  # runs that the gate refused in a row, against this champion
+    refusals: int = 0  # runs in a row against this champion that came to nothing
     refused_labels: int = 0  # new labels that the last of those had
     refused_at: datetime | None = None  # when the last of those started
     active_run: str = ""  # id of the unfinished run, empty when there is none
@@ -286,7 +287,7 @@ def _not_needed(evidence: PolicyEvidence, found: Worth | None, loss: str) -> Nee
 
 
 def _refused(evidence: PolicyEvidence) -> str:
-    return f"the gate refused the last {plural(evidence.refusals, 'run')}"
+    return f"the last {plural(evidence.refusals, 'run')} came to nothing"
 
 
 def _runs(loss: float, evidence: PolicyEvidence) -> str:
@@ -384,6 +385,7 @@ def _worth_numbers(evidence: PolicyEvidence) -> dict[str, float | None]:
     return {
         "excess": max(0.0, found.lost) / evidence.cost,
         "price": found.price / evidence.cost,
+        "fits_ahead": evidence.fits,
         "saving": found.now,
         "due": found.due / evidence.cost,
         "evidence_of_harm": found.evidence,

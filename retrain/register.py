@@ -86,9 +86,10 @@ def _tags(
 ) -> dict[str, str]:
     return {
         "shelflife.window": trained.choice.window.name if trained.choice else "all",
-        "shelflife.gate": "passed" if gate.passed else "refused",
+        "shelflife.gate": "passed" if gate.passed else "asks" if gate.asks else "refused",
         "shelflife.run_id": run.id,
         "shelflife.trigger": run.trigger,
+        **({"shelflife.incident": str(run.incident_id)} if run.incident_id else {}),
         "shelflife.parent": run.champion,
         "shelflife.dataset": account.identity,
         "shelflife.trained_until": iso(account.trained_until),

@@ -77,10 +77,21 @@ class Beside(Struct, frozen=True, kw_only=True):
 
 
 def beside(
-    ledger: Ledger, model: str, champion: str, settings: ModelSettings, *, at: datetime
+    ledger: Ledger,
+    model: str,
+    champion: str,
+    settings: ModelSettings,
+    *,
+    challenger: str = "",
+    at: datetime,
 ) -> Beside | None:
     """What runs beside the champion now: the candidate of an unfinished run in its shadow or
-    canary, or the champion's predecessor while it is watched in shadow."""
+    canary, the champion's predecessor while it is watched in shadow, or the version that a person
+    has made `challenger`.
+
+    Args:
+        challenger: the version that the alias names in MLflow; empty: none.
+    """
     run_id = runs.active(ledger, model)
     run = runs.load(ledger, run_id) if run_id is not None else None
     if run is not None and run.candidate not in (None, champion) and not run.finished:
@@ -92,10 +103,14 @@ def beside(
             return Beside(version=candidate, mode="shadow")
         if run.step == "approve" and not watch.off(settings.retrain.rollout.shadow):
             return Beside(version=candidate, mode="shadow")  # what a person decides by grows on
+        if candidate == challenger:  # the run's own alias, in a stage that is switched off
+            challenger = ""
     if settings.retrain.rollout.watch_in_shadow:
         promoted = watch.watched(ledger, model, champion, settings, at=at)
         if promoted is not None:
             return Beside(version=promoted.predecessor, mode="shadow")
+    if settings.retrain.rollout.shadow_challenger and challenger not in ("", champion):
+        return Beside(version=challenger, mode="shadow")
     return None
 
 
@@ -107,7 +122,7 @@ def resting(
     Raises:
         RegistryError: MLflow did not say who is champion.
     """
-    if name == "approve" and run.state == "waiting" and context.settings.retrain.mode == "approve":
+    if name == "approve" and run.state == "waiting" and _needs_a_person(context, run):
         champion = present(context, run)
         return champion == run.champion and not _expired(context, run, at)
     if name in ("shadow", "canary"):
@@ -124,7 +139,7 @@ def resting(
 def shadow(context: RunContext, run: RunState, at: datetime, wall: datetime) -> bool:
     """The candidate answers a copy of the requests, unseen, and is compared with the champion."""
     limit = context.settings.retrain.rollout.shadow
-    if watch.off(limit) or _taken(context, run):
+    if watch.off(limit) or _taken(context, run) or _without_champion(run):
         return skip_stage(context, run, "shadow", at)
     same_champion(context, run)
     begun = begin_stage(context, run, "shadow", at, wall)
@@ -135,7 +150,8 @@ def shadow(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
 def canary(context: RunContext, run: RunState, at: datetime, wall: datetime) -> bool:
     """The candidate answers a share of the callers; the champion answers where it fails."""
     approved = runs.result_of(context.ledger, run.id, "approve", Approved)
-    if not context.settings.retrain.rollout.canary or approved.direct or _taken(context, run):
+    wanted = context.settings.retrain.rollout.canary and not approved.direct
+    if not wanted or _taken(context, run) or _without_champion(run):
         return skip_stage(context, run, "canary", at)
     same_champion(context, run)
     if (
@@ -150,8 +166,9 @@ def canary(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
 
 
 def approve(context: RunContext, run: RunState, at: datetime, wall: datetime) -> bool:
-    """In mode `approve` wait for a person: their word (`retrain.manual`), or the moved alias."""
-    if context.settings.retrain.mode != "approve":
+    """In mode `approve`, or where the gate cannot decide, wait for a person: their word
+    (`retrain.manual`), or the moved alias."""
+    if not _needs_a_person(context, run):
         runs.end_step(context, run, "approve", Approved(by="the gate"), at=at, state="running")
         return True
     if _taken(context, run):
@@ -170,7 +187,7 @@ def approve(context: RunContext, run: RunState, at: datetime, wall: datetime) ->
         runs.note_step(context, run, "approve", at=at, state="waiting", counts=False)
         context.tell(
             "waiting",
-            f"version {run.candidate} passed the gate and waits for a person: {why(run)}",
+            f"version {run.candidate} {asks(run)}",
         )
     return False
 
@@ -187,8 +204,11 @@ def promote(context: RunContext, run: RunState, at: datetime, wall: datetime) ->
             raise NotReady(f"the promotion of version {gated.version} is being written down")
         promotion.verify(registry, registry.get(model, gated.version), gated.sha256)
     else:
-        person = context.settings.retrain.mode == "approve"
+        person = approved.by != "the gate"
+        is_forced = run.gate is not None and run.gate.path == "forced"
         because = run.gate.reason if run.gate else ""
+        if is_forced:  # what lies in MLflow says so too, before anybody gets its answers
+            registry.tag(registry.get(model, gated.version), gate="forced")
         fail_point("before_alias")
         promotion.promote(
             registry,
@@ -196,9 +216,13 @@ def promote(context: RunContext, run: RunState, at: datetime, wall: datetime) ->
             model,
             gated.version,
             expected=run.champion,
-            kind="gate",
+            kind="forced" if is_forced else "gate",
             by=approved.by if person else run.by,
-            reason=f"{approved.reason}; {because}" if person and approved.reason else because,
+            reason=(
+                f"{approved.reason}; {because}"
+                if person and approved.reason and not is_forced
+                else because
+            ),
             now=at,
             run_id=run.id,
             artifact=gated.sha256,
@@ -256,6 +280,22 @@ def serve(context: RunContext, run: RunState, at: datetime, wall: datetime) -> b
 def _taken(context: RunContext, run: RunState) -> bool:
     """Whether the candidate is champion already."""
     return present(context, run) == run.candidate
+
+
+def _needs_a_person(context: RunContext, run: RunState) -> bool:
+    return context.settings.retrain.mode == "approve" or (run.gate is not None and run.gate.asks)
+
+
+def _without_champion(run: RunState) -> bool:
+    """Whether there is nothing to compare the candidate with: the champion cannot be evaluated."""
+    return run.gate is not None and (run.gate.asks or run.gate.path in ("no_champion", "forced"))
+
+
+def asks(run: RunState) -> str:
+    """What a person is asked, in one clause."""
+    if run.gate is not None and run.gate.asks:
+        return f"waits for a person: {run.gate.reason}"
+    return f"passed the gate and waits for a person: {why(run)}"
 
 
 def _expired(context: RunContext, run: RunState, at: datetime) -> bool:

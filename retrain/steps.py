@@ -73,7 +73,7 @@ def take(context: RunContext, run: RunState, *, at: datetime, wall: datetime) ->
         outcome = f"version {run.candidate} is champion: {rollout.why(run)}"
         runs.finish(context, run, "promoted", f"{outcome}; {note}" if note else outcome, at=at)
         return False
-    if "register" in run.done and run.gate is not None and not run.gate.passed:
+    if "register" in run.done and run.gate is not None and run.gate.refused:
         outcome = f"version {run.candidate} was refused: {run.gate.reason}"
         rollout.end(context, run, "refused", outcome, at=at)
         return False
@@ -157,7 +157,10 @@ def _train(context: RunContext, run: RunState, at: datetime, wall: datetime) -> 
         time_limit_s=span(settings.time_limit).total_seconds(),
         metric=context.settings.metric,
         windows=account.windows,
-        past=past.past_scores(context, run),
+        past=past.past_scores(context.ledger, run.model, before=run.started),
+        indifferent=past.indifferent(
+            context.settings, account, champion_until=_trained_until(context, run)
+        ),
         judged_rows=account.holdout_rows,
         search=settings.search,
     )

@@ -37,7 +37,7 @@ from retrain.job import (
     read_job,
     write_frame,
 )
-from retrain.windows import Choice, Window
+from retrain.windows import Choice, Window, fits_ahead
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +77,13 @@ class _Trainer:
         self.base = None if champion is None else fitting.fresh(champion, function)
         self.parameters: Mapping[str, Any] = {}
         searching = bool(job.search.space) and function is None
-        windows = len([window for window in job.windows if not window.parts])
-        planned = 1 + (windows if windows > 1 else 0) + (job.search.trials if searching else 0)
-        self.report = Reporter(folder, planned)
+        planned = fits_ahead(
+            [window.name for window in job.windows],
+            job.past,
+            trials=job.search.trials if searching else 0,
+            indifferent=job.indifferent,
+        )
+        self.report = Reporter(folder, round(planned))
 
     def fit(self, window: Window | None, inputs: pd.DataFrame, labels: np.ndarray) -> Any:
         from retrain import fitting
@@ -110,6 +114,7 @@ class _Trainer:
             self.fit,
             judged_rows=self.job.judged_rows,
             past=self.job.past,
+            indifferent=self.job.indifferent,
             metric=self.job.metric,
         )
         if choice is not None:

@@ -197,16 +197,16 @@ class Failed(Struct, frozen=True, kw_only=True):
 
 
 def failed_promotions(
-    ledger: Ledger, model: str, champion: str, *, at: datetime | None = None
+    tx: sa.Connection, model: str, champion: str, *, at: datetime | None = None
 ) -> list[Failed]:
     """What was tried against this champion and taken back, newest first: promotions of a run that
-    were rolled back to it, and runs that its shadow or canary refused.
+    were rolled back to it, and runs that its shadow or canary refused. The policy counts them as
+    refusals: what the gate passed and live rows refuted did not pay either.
 
     Args:
         at: as of this moment; None: now.
     """
-    with ledger.read() as tx:
-        found = [*_rolled_back(tx, model, champion), *_sent_back(tx, model, champion)]
+    found = [*_rolled_back(tx, model, champion), *_sent_back(tx, model, champion)]
     known = [each for each in found if at is None or each.at <= at]
     return sorted(known, key=lambda each: each.at, reverse=True)
 

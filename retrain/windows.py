@@ -6,13 +6,18 @@ slice, and the scores are carried from run to run: the logarithm of each window'
 their average, discounted by `CARRY` per run. `blend`, the average of the models of `recent` and
 `all`, is the soft choice: it competes without a fit of its own, and wins where neither is better.
 `benchmarks/windows.py` scores the choice.
+
+A competition costs a fit per window, so it is held only while its outcome is open and what it
+could change pays for its fits (`settled`, `indifference`). Otherwise the leader is taken unasked.
+Each run without a competition wears the lead off and widens what one might find, so the question
+comes up again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
@@ -121,18 +126,15 @@ def choose(
     Args:
         windows: those that compete, at least one.
         losses: per-row losses of each on the same judged rows, in order of time.
-        past: `Score.relative` by name of earlier runs, oldest first.
+        past: `Score.relative` by name of earlier runs, oldest first; empty where a run held no
+            competition.
     """
     means = {name: float(np.mean(values)) for name, values in losses.items()}
     sound = [w for w in windows if math.isfinite(means.get(w.name, math.nan))]
     if not sound:
         return Choice(window=windows[0], reason="no window could be judged: the first is taken")
     relative = _relative({w.name: means[w.name] for w in sound})
-    score = {
-        w.name: relative[w.name]
-        + sum(CARRY ** (len(past) - index) * run.get(w.name, 0.0) for index, run in enumerate(past))
-        for w in sound
-    }
+    score = {w.name: relative[w.name] + _carried(past, w.name) for w in sound}
     ranked = sorted(sound, key=lambda w: score[w.name])
     scores = tuple(
         Score(
@@ -144,14 +146,93 @@ def choose(
         )
         for w in ranked
     )
-    judged = len(next(iter(losses.values())))
+    judged, held = len(next(iter(losses.values()))), len([run for run in past if run])
     return Choice(
         window=ranked[0],
-        reason=_reason(ranked, losses, scores, len(past)),
+        reason=_reason(ranked, losses, scores, held),
         scores=scores,
         judged_rows=judged,
-        runs=len(past),
+        runs=held,
     )
+
+
+def settled(
+    windows: Sequence[Window], past: Sequence[Mapping[str, float]], *, indifferent: float = 0.0
+) -> Choice | None:
+    """The window that earlier runs have settled on; None while a competition is worth its fits.
+
+    Args:
+        windows: those that would compete.
+        past: see `choose`; an empty entry is a run that held no competition.
+        indifferent: share of the loss that is not worth a competition (`indifference`).
+    """
+    held = [run for run in past if run]
+    if len(held) < 2 or any(w.name not in held[-1] for w in windows):
+        return None
+    since = next(index for index, run in enumerate(reversed(past)) if run)
+    leads = {w.name: _carried(past, w.name) for w in windows}
+    leader = min(windows, key=lambda w: leads[w.name])
+    for other in windows:
+        if other is leader:
+            continue
+        both = [run for run in held if other.name in run and leader.name in run]
+        swing = max(abs(run[other.name] - run[leader.name]) for run in both) / CARRY**since
+        if not leads[other.name] - leads[leader.name] > swing - indifferent:
+            return None
+    reason = (
+        f"{_words(leader)}: ahead by {len(held)} earlier competitions, and another would hardly "
+        "change that or not pay for its fits, so none was held"
+    )
+    return Choice(window=leader, reason=reason, runs=len(held))
+
+
+def indifference(windows: int, *, cost_of_fit: float, lasts: float) -> float:
+    """The share of the loss that a better window would have to save to pay for a competition.
+
+    Args:
+        windows: that would compete, each with a fit of its own.
+        cost_of_fit: in expected losses of one check window.
+        lasts: check windows that a candidate will probably serve.
+    """
+    return windows * cost_of_fit / max(lasts, 1.0)
+
+
+def fits_ahead(
+    names: Sequence[str],
+    past: Sequence[Mapping[str, float]],
+    *,
+    trials: int = 0,
+    indifferent: float = 0.0,
+) -> float:
+    """How many fits the next run will probably take, the competition's included.
+
+    Args:
+        names: the windows that the settings offer.
+        past: see `choose`.
+        trials: of a hyperparameter search; 0: none.
+        indifferent: see `settled`.
+    """
+    single = [name for name in names if name != "blend"]
+    if len(single) < 2:
+        return 1.0 + trials
+    held = [run for run in past if run]
+    # Before the first competition: `recent` and `all`, and a candidate that may be their blend.
+    known = list(held[-1]) if held else [n for n in names if n in ("recent", "all", "blend")]
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    windows = [
+        Window(name=name, rows=0, since=start)  # type: ignore[arg-type]
+        for name in known
+        if name in names
+    ]
+    choice = settled(windows, past, indifferent=indifferent)
+    leader = choice.window.name if choice else min(known, key=lambda n: _carried(past, n))
+    own = 2.0 if leader == "blend" else 1.0
+    return trials + own + (0.0 if choice else float(len([n for n in known if n != "blend"])))
+
+
+def _carried(past: Sequence[Mapping[str, float]], name: str) -> float:
+    """What earlier runs found of a window, discounted by run."""
+    return sum(CARRY ** (len(past) - index) * run.get(name, 0.0) for index, run in enumerate(past))
 
 
 def _relative(means: Mapping[str, float]) -> dict[str, float]:

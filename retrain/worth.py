@@ -11,10 +11,12 @@ Two ways to be worth it, both in losses per row times check windows:
 * *harm*: an e-detector says that the loss rose, the probe does not object (it would if the task had
   become harder), the rise has cost the price already, and fits help: what the last run brought, in
   losses its predecessor would have had more on the same rows, pays for another, or the probe says
-  that this one will.
+  that this one will. The doubt that a disappointing run casts on the next one ends once the rise
+  has cost `DOUBT` times the price: trying again is cheaper than being wrong for ever.
 
-The price is below the cost of a run, because a decision takes effect late: labels and deployment
-lag. Each run in a row that the gate refused doubles it, and only later observations count then.
+The price is below the cost of a run for two reasons: a decision takes effect late (labels and
+deployment lag), and a probe recovers about half of what a fit would (docs/policy.md). Each run in a
+row that came to nothing doubles it, and only later observations count then.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from monitor.measure.sequential import evidence
+from monitor.measure.sequential import highest
 from retrain.probe import Observation
 
 PATIENCE = 500.0  # windows between false alarms of the e-detector
-PRICE = 0.7  # of the cost of a run
-HALF_LIFE = 4.0  # windows after which a saving weighs half
+PRICE = 0.4  # of the cost of a run
+DOUBT = 50.0  # prices that a proven rise has to cost before a run that did not pay is forgotten
+HALF_LIFE = 3.0  # windows after which a saving weighs half
 PAUSE = 3.0  # windows after a refusal in which nothing is decided
 SEEN = 1.5  # windows that a probe must have judged before it may ask for a run by itself
 
@@ -45,7 +49,7 @@ class Worth(Struct, frozen=True, kw_only=True):
     due: float = 0.0  # age x now - sum of savings, to be compared with the price
     lost: float = 0.0  # what the loss above normal has cost
     price: float = 0.0
-    evidence: float = 0.0  # of the e-detector, alarm at `PATIENCE`
+    evidence: float = 0.0  # the most the e-detector ever had, alarm at `PATIENCE`
     harmed: bool = False
     brought: float | None = None  # what the last run saves of each row's loss; None: unknown
     doubted: bool = False  # it is too little for an alarm alone to ask for another
@@ -66,46 +70,46 @@ def worth(
         series: since its promotion.
         cost: of a run, in losses per row times windows.
         age: windows of labelled rows that are newer than its training data.
-        refusals: runs in a row that the gate refused against this champion.
+        refusals: runs in a row that came to nothing against this champion.
         refused_at: when the newest of them was decided on.
     """
     brought = next((s.brought for s in reversed(series) if s.brought is not None), None)
     series = [seen for seen in series if refused_at is None or seen.at > refused_at]
     price = PRICE * 2.0**refusals * cost
     windows = sum(seen.windows for seen in series)
+    lost = sum((seen.loss - seen.expected) * seen.windows for seen in series)
+    # What was proven once stays proven: the highest value counts, not the last.
+    proof = highest((seen.windows, seen.growth) for seen in series if seen.growth)
+    harmed = proof >= PATIENCE
     found = Worth(
         windows=windows,
-        lost=sum((seen.loss - seen.expected) * seen.windows for seen in series),
+        lost=lost,
         price=price,
-        evidence=evidence((seen.windows, seen.growth) for seen in series if seen.growth),
-        harmed=_alarmed(series),
+        evidence=proof,
+        harmed=harmed,
         brought=brought,
-        doubted=brought is not None and brought * age < price,
+        doubted=brought is not None
+        and brought * age < price
+        and not (harmed and lost >= DOUBT * price),
         paused=refused_at is not None and windows <= PAUSE,
     )
     if found.paused:
         return found
     probed = [seen for seen in series if seen.gains]
     if not probed:  # an alarm right after the promotion is believed, unless runs do not pay
-        return _with(found, why="harm" if found.harmed and not found.doubted else "")
+        return replace(found, why="harm" if found.harmed and not found.doubted else "")
     savings = {name: _now(probed, name, age) for name in probed[-1].gains}
     memory = max(savings, key=lambda name: savings[name])
     now = savings[memory]
     spent = max(0.0, sum(seen.gains[memory] * seen.windows for seen in probed))
-    found = _with(found, now=now, memory=memory, due=age * now - spent)
+    found = replace(found, now=now, memory=memory, due=age * now - spent)
     helps = not found.doubted or age * now >= price
     if found.harmed and now >= 0 and found.lost >= price and helps:
-        return _with(found, why="harm")
+        return replace(found, why="harm")
     judged = sum(seen.windows for seen in probed)
     if judged > SEEN and now > 0 and found.due >= price:
-        return _with(found, why="stale")
+        return replace(found, why="stale")
     return found
-
-
-def _alarmed(series: Sequence[Observation]) -> bool:
-    """Whether the e-detector ever reached its line: what was proven once stays proven."""
-    parts = [(seen.windows, seen.growth) for seen in series if seen.growth]
-    return any(evidence(parts[: end + 1]) >= PATIENCE for end in range(len(parts)))
 
 
 def _now(series: Sequence[Observation], name: str, age: float) -> float:
@@ -122,12 +126,6 @@ def _now(series: Sequence[Observation], name: str, age: float) -> float:
         bottom += weight * then**2
         later += seen.windows
     return age * top / bottom if bottom else 0.0
-
-
-def _with(found: Worth, **changes: object) -> Worth:
-    import msgspec
-
-    return msgspec.structs.replace(found, **changes)
 
 
 def normal_after_refusal(

@@ -1,8 +1,17 @@
-"""Zero-wait batching: one thread per model takes whatever waits and predicts it at once.
+"""Zero-wait batching: whatever waits for a model is predicted at once, by one call at a time.
 
 Nobody waits for a batch to fill: an idle model answers a single row alone, a busy one finds, when
-it is done, the rows that came meanwhile. A batch that raises is tried again request by request, so
-that one bad request cannot fail its neighbours.
+it is done, the rows that came meanwhile. Under load a batch is as large as half the model's latency
+budget allows (`serving.cost` knows what rows cost): a request then waits for the batch under way
+and its own, and both together fit the budget.
+
+A model whose call is short is asked by the event loop itself, once every request that came in the
+same moment has been read: handing one row to a thread and back costs more than a converted tree
+ensemble takes. Others are asked by a thread of their own, when it is their turn (`serving.turns`).
+
+The queue is bounded; beyond it requests are refused at once. A request with a deadline is dropped
+when that passes, and refused at once where it could not be met. A batch that raises is tried again
+request by request, so that one bad request cannot fail its neighbours.
 """
 
 from __future__ import annotations
@@ -12,14 +21,35 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 from msgspec import Struct
 
-from core.errors import InputError, NotReady
+from core.errors import InputError, NotReady, QueueFull, TooLate
 from serving.backend import Columns, Model, ModelFailed, Outputs
+from serving.columns import stacked
+from serving.cost import Cost
 from serving.timings import Timings
+from serving.turns import Share, Turns
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a model's queue keeps to.
+
+    Attributes:
+        max_batch: most rows predicted together; a request with more goes alone and whole.
+        queue_rows: rows that may wait; one request may always wait alone.
+        budget: seconds that waiting for a batch and being predicted should take at most.
+        inline: longest call, in seconds, that the event loop makes itself; 0: none.
+        weight: the model's share of the processor, relative to other models'.
+    """
+
+    max_batch: int = 256
+    queue_rows: int = 10_000
+    budget: float = 0.05
+    inline: float = 0.002
+    weight: float = 1.0
 
 
 class _Request(Struct, eq=False):
@@ -27,35 +57,56 @@ class _Request(Struct, eq=False):
     rows: int
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Outputs]
-    began: float = 0.0
+    began: float
 
 
 _Result = tuple[_Request, Outputs | Exception]
 
 
 class Batcher:
-    """The one thread that uses a model.
+    """The queue of one model, and the only one who asks it.
 
     Args:
         model: a loaded model.
-        max_batch: most rows predicted together; a request with more goes alone and whole.
-        name: of the thread.
+        name: of its thread, which starts when it is first needed.
+        turns: shared with the other models of the process.
+        cost: what is known of its speed, from warming it up.
     """
 
-    def __init__(self, model: Model, *, max_batch: int, name: str) -> None:
-        self._model, self._max_batch = model, max_batch
+    def __init__(
+        self,
+        model: Model,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        turns: Turns | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        self._model, self._name = model, name
+        self._limits = limits or Limits()
+        self._turns, self._cost = turns or Turns(1), cost or Cost()
+        self._share = Share(self._limits.weight)
+        self._blocks = bool(getattr(model, "blocks", False))
+        self.beside = False  # a challenger's calls never hold up the event loop
         self._waiting: deque[_Request] = deque()
+        self._rows = 0  # that wait
         self._wake = threading.Condition()
+        self._busy = False  # the model is being asked
+        self._scheduled = False  # the event loop will ask it in a moment
         self._closed = False
         self.timings = Timings()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
-    async def infer(self, columns: Columns, rows: int) -> Outputs:
+    async def infer(self, columns: Columns, rows: int, *, within: float | None = None) -> Outputs:
         """Predict the rows of one request; cancelling the caller leaves others untouched.
+
+        Args:
+            within: seconds after which the caller wants no answer any more.
 
         Raises:
             NotReady: the batcher is drained.
+            QueueFull: too many rows wait, or too many to answer in time.
+            TooLate: the time passed before there was an answer.
             InputError: the model refused values that fit its spec (an unseen category, say).
             ModelFailed: the model raised anything else, or answered what is not a number.
         """
@@ -64,46 +115,170 @@ class Batcher:
         with self._wake:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
+            self._admit(rows, within)
             self._waiting.append(request)
-            self._wake.notify()
-        return await request.answer
+            self._rows += rows
+            if not self._busy and not self._scheduled:
+                self._begin(loop)
+        if within is None:
+            return await request.answer
+        timer = loop.call_later(within, self._expire, request, within)
+        try:
+            return await request.answer
+        finally:
+            timer.cancel()
+
+    def refuse_if_full(self) -> None:
+        """Raise `QueueFull` already before a request has been read."""
+        if self._rows >= self._limits.queue_rows:
+            raise self._full(self._rows)
 
     def drain(self, timeout: float = 30.0) -> bool:
         """Refuse new requests, answer those that wait, end the thread; False if it is stuck."""
+        end = monotonic() + timeout
         with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+            self._closed, self._scheduled = True, False
+            if self._waiting:
+                self._start_thread()
+            self._wake.notify_all()
+            idle = self._wake.wait_for(lambda: not (self._waiting or self._busy), timeout)
+        if self._thread is not None:
+            self._thread.join(max(0.0, end - monotonic()))
+            return idle and not self._thread.is_alive()
+        return idle
 
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
         return len(self._waiting)
 
+    # --- who may wait ----------------------------------------------------------------------------
+
+    def _admit(self, rows: int, within: float | None) -> None:
+        if within is not None and within <= 0:
+            raise TooLate("the time for an answer had passed before the request was read")
+        if not self._rows:
+            return
+        if self._rows + rows > self._limits.queue_rows:
+            raise self._full(self._rows + rows)
+        if within is not None and self._seconds(self._rows + rows) > within:
+            raise QueueFull(
+                f"{self._rows} rows wait, too many to answer within {within:g} s",
+                retry_after=self._seconds(self._rows),
+            )
+
+    def _expire(self, request: _Request, within: float) -> None:
+        """The caller's time is over: the request gives up its place."""
+        if request.answer.done():
+            return
+        request.answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
+        with self._wake, suppress(ValueError):  # the model has it already
+            self._waiting.remove(request)
+            self._rows -= request.rows
+
+    def _full(self, rows: int) -> QueueFull:
+        text = f"{self._rows} rows wait for the model, {self._limits.queue_rows} may; send it later"
+        return QueueFull(text, retry_after=self._seconds(rows))
+
+    def _seconds(self, rows: int) -> float:
+        """How long so many waiting rows should take."""
+        fixed, each = self._cost.line()
+        return each * rows + fixed * -(-rows // self._most())
+
+    def _most(self) -> int:
+        """Rows of the largest batch that fits the latency budget. A model whose bare call does not
+        is asked for as many as double it: smaller batches would only make everybody wait longer."""
+        fixed, _ = self._cost.line()
+        fitting = self._cost.rows_within(max(self._limits.budget / 2, 2 * fixed))
+        return int(min(self._limits.max_batch, max(1.0, fitting)))
+
+    # --- who asks the model ----------------------------------------------------------------------
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._closed and self._short(self._rows):
+            self._scheduled = True
+            loop.call_soon(self._ask_inline, loop)
+        else:
+            self._start_thread()
+            self._wake.notify_all()
+
+    def _short(self, rows: int) -> bool:
+        limit = 0.0 if self._blocks or self.beside else self._limits.inline
+        return limit > 0 and self._cost.known and self._cost.of(min(rows, self._most())) <= limit
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+
+    def _ask_inline(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ask from the event loop, if the batch is short and it is the model's turn."""
+        with self._wake:
+            self._scheduled = False
+            if self._busy or not self._waiting:
+                return
+            mine = self._short(self._rows) and self._turns.try_take(self._share)
+            if not mine:
+                self._start_thread()
+                self._wake.notify_all()
+                return
+            batch = self._take()
+            self._busy = True
+        results, seconds = self._timed(batch)
+        self._turns.give(self._share, seconds)
+        _resolve([result for result in results if result[0].loop is loop])
+        _deliver([result for result in results if result[0].loop is not loop])
+        with self._wake:
+            self._busy = False
+            if self._waiting:
+                self._begin(loop)
+            elif self._closed:
+                self._wake.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._wake:
-                while not self._waiting and not self._closed:
+                while self._busy or self._scheduled or not (self._waiting or self._closed):
                     self._wake.wait()
                 if not self._waiting:
                     return
-                batch = self._take()
-            _deliver(self._answer(batch))
+            if not self._blocks:
+                self._turns.take(self._share)  # more may come meanwhile
+            with self._wake:
+                batch = [] if self._busy else self._take()
+                self._busy = self._busy or bool(batch)
+            results, seconds = self._timed(batch)
+            if not self._blocks:
+                self._turns.give(self._share, seconds)
+            _deliver(results)
             if batch:
-                now = perf_counter()
-                seconds = [now - request.began for request in batch]
-                self.timings.batch(seconds, sum(request.rows for request in batch))
+                with self._wake:
+                    self._busy = False
+                    self._wake.notify_all()
 
     def _take(self) -> list[_Request]:
         """Requests, in order, as long as their rows fit together."""
-        batch, rows = list[_Request](), 0
-        while self._waiting and (not batch or rows + self._waiting[0].rows <= self._max_batch):
+        batch, rows, most = list[_Request](), 0, self._most()
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= most):
             request = self._waiting.popleft()
-            if not request.answer.cancelled():
+            self._rows -= request.rows
+            if not request.answer.done():  # cancelled, or out of time
                 batch.append(request)
                 rows += request.rows
         return batch
+
+    # --- asking it -------------------------------------------------------------------------------
+
+    def _timed(self, batch: list[_Request]) -> tuple[list[_Result], float]:
+        if not batch:
+            return [], 0.0
+        started = perf_counter()
+        results = self._answer(batch)
+        ended, rows = perf_counter(), sum(request.rows for request in batch)
+        seconds = ended - started
+        self._cost.saw(rows, seconds)
+        self.timings.batch([ended - request.began for request in batch], rows)
+        return results, seconds
 
     def _answer(self, batch: list[_Request]) -> list[_Result]:
         if len(batch) > 1:
@@ -112,9 +287,8 @@ class Batcher:
         return [self._alone(request) for request in batch]
 
     def _together(self, batch: list[_Request]) -> list[_Result]:
-        names = list(batch[0].columns)
-        columns = {name: np.concatenate([r.columns[name] for r in batch]) for name in names}
         total = sum(request.rows for request in batch)
+        columns = stacked([request.columns for request in batch])
         outputs = checked(self._model.infer(columns), total)
         results, start = list[_Result](), 0
         for request in batch:

@@ -7,7 +7,6 @@ alone for a while, so that nobody waits for it again and again.
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 
 from core.errors import ShelflifeError
@@ -45,12 +44,15 @@ class Canary:
         """Whether it is left alone after failures in a row."""
         return monotonic() < self._rests_until
 
-    async def infer(self, columns: Columns, rows: int) -> Outputs | None:
-        """Its answer; None when it has none, and the champion must give one."""
+    async def infer(self, columns: Columns, rows: int, left: float) -> Outputs | None:
+        """Its answer; None when it has none, and the champion must give one.
+
+        Args:
+            left: seconds the caller still gives; half of them are kept for the champion.
+        """
         try:
-            asked = self._batcher.infer(columns, rows)
-            outputs = await asyncio.wait_for(asked, timeout=_PATIENCE)
-        except (ShelflifeError, TimeoutError):
+            outputs = await self._batcher.infer(columns, rows, within=min(_PATIENCE, left / 2))
+        except ShelflifeError:
             self._failures += 1
             if self._failures >= _FAILURES:
                 self._rests_until = monotonic() + _REST

@@ -21,7 +21,8 @@ _LAST = 3  # of each model: what a rollback wants at once
 def clean_store(home: Path, *, now: datetime, keep: timedelta) -> list[str]:
     """Remove prepared folders older than `keep` that no pointer names; returns their names.
 
-    The newest three of each model stay. What a killed preparation left behind goes after a day.
+    The newest three of each model stay. Conversions go likewise: what is asked for again is
+    measured again. What a killed preparation left behind goes after a day.
 
     Args:
         now: wall clock, the one of the folders' times.
@@ -34,7 +35,9 @@ def clean_store(home: Path, *, now: datetime, keep: timedelta) -> list[str]:
         return []  # a pointer cannot be read: nobody knows what it wants
     kept = named | _newest(root)
     removed = []
-    for folder in sorted(root.iterdir()):
+    converted = home / "serving" / "converted"
+    folders = [*root.iterdir(), *(converted.iterdir() if converted.is_dir() else ())]
+    for folder in sorted(folders):
         if folder.name in kept or not folder.is_dir():
             continue
         age = now - datetime.fromtimestamp(folder.stat().st_mtime, tz=UTC)

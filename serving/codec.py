@@ -1,8 +1,9 @@
-"""Open Inference Protocol v2 JSON to checked columns, and answers back to JSON.
+"""Requests of the Open Inference Protocol v2 to checked columns, and answers back.
 
-One tensor per column, shape [n] or [n, 1], `data` flat or nested. Every value is checked against
-the model's spec: column by column with numpy, and only a column that fails is looked at value by
-value, to name the first bad one. pandas is not needed here.
+One tensor per column, shape [n] or [n, 1], `data` flat or nested; where every feature is a number,
+one tensor [n, columns] in the spec's order will do. Every value is checked against the model's
+spec: column by column with numpy, and only a column that fails is looked at value by value, to name
+the first bad one. Arrays go to the model as they are; pandas is not needed here.
 
 Source: Open Inference Protocol 2.0 REST, https://github.com/kserve/open-inference-protocol.
 """
@@ -10,53 +11,37 @@ Source: Open Inference Protocol 2.0 REST, https://github.com/kserve/open-inferen
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import compress
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from core.errors import InputError, NotFound, ShelflifeError, shown
 from core.spec import Feature, ModelSpec, Scalar
 from core.times import parse_time
+from serving import binary
 from serving.backend import Outputs
-from serving.columns import DATATYPE, KINDS, Column, column
+from serving.columns import (
+    DATATYPE,
+    KINDS,
+    Column,
+    Table,
+    column,
+    column_of_array,
+    largest,
+    plain,
+)
+from serving.request import InferenceRequest, Tensor, parse
 
 MAX_ROWS = 100_000  # of a request
 MAX_ID = 200  # characters; the log's key holds 256, and `:<row>` is appended
-_MAX_DEPTH = 2  # [[1], [2]]: rows of one value each
-
-
-class Tensor(Struct):
-    """One input column as it came."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any] | UnsetType = UNSET
-    parameters: dict[str, Any] | None = None
-
-
-class WantedOutput(Struct):
-    """An output that the caller asks for by name."""
-
-    name: str
-    parameters: dict[str, Any] | None = None
-
-
-class InferenceRequest(Struct):
-    """The body of `POST …/infer`; keys the protocol does not know are ignored."""
-
-    inputs: list[Tensor]
-    id: str | None = None
-    parameters: dict[str, Any] | None = None
-    outputs: list[WantedOutput] | None = None
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -64,25 +49,33 @@ class Asked(Struct, frozen=True, kw_only=True):
 
     id: str
     rows: int
-    columns: dict[str, np.ndarray]  # for the model, in the spec's order
-    values: dict[str, list[Scalar]]  # the same, for the log
+    columns: Table  # for the model, in the spec's order
+    checked: dict[str, Column]  # the same, with what the log keeps of them
     outputs: tuple[str, ...]  # wanted, in the caller's order
+    binary: frozenset[str] = frozenset()  # of those, the ones wanted as bytes
     time: datetime | None = None  # event time, where the caller knows better than our clock
+    within: float | None = None  # seconds after which no answer is wanted any more
 
     @property
     def ids(self) -> list[str]:
         """The prediction id of each row."""
         return [self.id] if self.rows == 1 else [f"{self.id}:{i}" for i in range(self.rows)]
 
-    def records(self) -> list[dict[str, Scalar]]:
-        """Row by row, as the log keeps them."""
-        names = list(self.values)
-        return [
-            dict(zip(names, row, strict=True)) for row in zip(*self.values.values(), strict=True)
-        ]
+    @property
+    def values(self) -> dict[str, list[Scalar]]:
+        """The columns as plain values."""
+        return {name: plain(each) for name, each in self.checked.items()}
+
+    def records(self, wanted: Sequence[bool] | None = None) -> list[dict[str, Scalar]]:
+        """Row by row, as the log keeps them; only the `wanted` ones where that is given."""
+        values = self.values
+        names = list(values)
+        rows: Iterable[tuple[Scalar, ...]] = zip(*values.values(), strict=True)
+        if wanted is not None:
+            rows = compress(rows, wanted)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-_request = msgspec.json.Decoder(InferenceRequest)
 encode = msgspec.json.Encoder().encode
 
 
@@ -93,28 +86,71 @@ class Codec:
         self.spec = spec
         self._features = {feature.name: feature for feature in spec.features}
         self._outputs = tuple(spec.outputs)
+        numbers = all(feature.kind in ("numeric", "integer") for feature in spec.features)
+        self._matrix = numbers and len(spec.features) > 1
 
-    def decode(self, body: bytes) -> Asked:
+    def decode(self, body: bytes, *, header: int | None = None) -> Asked:
         """A request's body as checked columns.
+
+        Args:
+            header: bytes of JSON at the beginning of a body with binary tensors.
 
         Raises:
             InputError: anything wrong with it, naming field, value and what was expected.
         """
-        request = parse(body)
-        tensors = self._by_column(request.inputs)
-        rows = _rows(tensors[self.spec.features[0].name])
-        columns, values = {}, {}
-        for feature in self.spec.features:
-            checked = _column(feature, tensors[feature.name], rows)
-            columns[feature.name], values[feature.name] = checked.array, checked.values
+        if header is None:
+            return self.asked(parse(body))
+        return self.asked(binary.parse(body, header))
+
+    def asked(self, request: InferenceRequest) -> Asked:
+        """A request that was read, as checked columns.
+
+        Raises:
+            InputError: see `decode`.
+        """
+        whole = self._whole(request.inputs)
+        rows, columns, checked = whole if whole is not None else self._each(request.inputs)
+        outputs, as_bytes = self._wanted(request)
         return Asked(
             id=_identity(request.id),
             rows=rows,
             columns=columns,
-            values=values,
-            outputs=self._wanted(request.outputs),
+            checked=checked,
+            outputs=outputs,
+            binary=as_bytes,
             time=_event_time(request.parameters),
+            within=_within(request.parameters),
         )
+
+    def _each(self, inputs: Sequence[Tensor]) -> tuple[int, Table, dict[str, Column]]:
+        """One tensor per column."""
+        tensors = self._by_column(inputs)
+        rows = _rows(tensors[self.spec.features[0].name])
+        checked = {f.name: _column(f, tensors[f.name], rows) for f in self.spec.features}
+        return rows, Table({name: each.array for name, each in checked.items()}), checked
+
+    def _whole(self, inputs: Sequence[Tensor]) -> tuple[int, Table, dict[str, Column]] | None:
+        """All columns in one tensor; None where the request is not that."""
+        width = len(self.spec.features)
+        if not self._matrix or len(inputs) != 1:
+            return None
+        tensor = inputs[0]
+        if len(tensor.shape) != 2 or tensor.shape[1] != width or tensor.datatype not in KINDS:
+            return None
+        if "numeric" not in KINDS[tensor.datatype]:
+            return None
+        rows = _count(tensor.name, tensor.shape)
+        matrix = _matrix(tensor, rows, width)
+        names = self.spec.columns
+        checked = {
+            feature.name: column_of_array(feature, array)
+            for feature, array in zip(self.spec.features, matrix.T, strict=True)
+        }
+        if all(feature.kind == "numeric" for feature in self.spec.features):
+            return rows, Table.of_matrix(names, matrix), checked
+        table = Table({name: each.array for name, each in checked.items()})
+        table.matrix = matrix
+        return rows, table, checked
 
     def _by_column(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         found = {tensor.name: tensor for tensor in tensors}
@@ -134,16 +170,27 @@ class Codec:
         expected = f"an input tensor of this name ({_describe(missing)}); it is missing"
         raise InputError(missing.name, None, expected)
 
-    def _wanted(self, outputs: Sequence[WantedOutput] | None) -> tuple[str, ...]:
-        if not outputs:
-            return self._outputs
-        for position, wanted in enumerate(outputs):
+    def _wanted(self, request: InferenceRequest) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The outputs asked for, and those of them that are to come as bytes."""
+        given = request.parameters or {}
+        every = _truth(given, "parameters.binary_data_output")
+        if not request.outputs:
+            return self._outputs, frozenset(self._outputs if every else ())
+        names, as_bytes = list[str](), set[str]()
+        for position, wanted in enumerate(request.outputs):
+            field = f"outputs[{position}]"
             if wanted.name not in self._outputs:
                 expected = f"one of {list(self._outputs)}"
-                raise InputError(f"outputs[{position}].name", wanted.name, expected)
-        return tuple(wanted.name for wanted in outputs)
+                raise InputError(f"{field}.name", wanted.name, expected)
+            if wanted.name in names:
+                raise InputError(f"{field}.name", wanted.name, "each output once")
+            names.append(wanted.name)
+            parameters = wanted.parameters or {}
+            if _truth(parameters, f"{field}.parameters.binary_data", default=every):
+                as_bytes.add(wanted.name)
+        return tuple(names), frozenset(as_bytes)
 
-    def metadata(self, version: str, platform: str) -> dict[str, object]:
+    def metadata(self, version: str, platform: str) -> dict[str, Any]:
         """The protocol's model metadata: what to send, what comes back."""
         inputs = [
             {
@@ -163,25 +210,29 @@ class Codec:
         }
 
 
-def answer(asked: Asked, outputs: Outputs, *, model: str, version: str, logged: str) -> bytes:
-    """The protocol's answer to a request."""
-    return encode(
+def answer(
+    asked: Asked, outputs: Outputs, *, model: str, version: str, logged: str
+) -> tuple[bytes, int | None]:
+    """The protocol's answer to a request, and how much of it is JSON where bytes follow."""
+    described, tail = list[dict[str, object]](), list[bytes]()
+    for name in asked.outputs:
+        one: dict[str, object] = {"name": name, "datatype": "FP64", "shape": [asked.rows]}
+        if name in asked.binary:
+            tail.append(binary.numbers(outputs[name]))
+            one["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            one["data"] = outputs[name].tolist()
+        described.append(one)
+    head = encode(
         {
             "model_name": model,
             "model_version": version,
             "id": asked.id,
             "parameters": {"shelflife_logged": logged},
-            "outputs": [
-                {
-                    "name": name,
-                    "datatype": "FP64",
-                    "shape": [asked.rows],
-                    "data": outputs[name].tolist(),
-                }
-                for name in asked.outputs
-            ],
+            "outputs": described,
         }
     )
+    return (b"".join([head, *tail]), len(head)) if asked.binary else (head, None)
 
 
 def refusal(error: ShelflifeError) -> bytes:
@@ -199,107 +250,20 @@ def refusal(error: ShelflifeError) -> bytes:
     return encode(body)
 
 
-def parse(body: bytes) -> InferenceRequest:
-    """A body as the protocol's structure, its values not yet looked at.
-
-    Raises:
-        InputError: not JSON, not UTF-8, nested too deep, or not that structure.
-    """
-    try:
-        request = _request.decode(body)
-        if b"\\u003" in body or body.count(b":") != _colons(request):
-            _once(body)
-        return request
-    except msgspec.ValidationError as error:
-        raise _misfit(body, str(error)) from None
-    except RecursionError:
-        expected = f"lists at most {_MAX_DEPTH} deep"
-        raise InputError("body", "deeply nested JSON", expected) from None
-    except UnicodeDecodeError as error:
-        raise InputError("body", error.object[error.start : error.end], "JSON in UTF-8") from None
-    except ValueError as error:  # msgspec.DecodeError, and integers of thousands of digits
-        raise _not_finite(body) or InputError("body", str(error), "valid JSON") from None
-
-
-def _once(body: bytes) -> None:
-    """Refuse a body in which an object has a name twice.
-
-    JSON allows it and parsers disagree on what it means. Asked only when there are more colons than
-    the decoded members and strings account for: unknown members, or members twice.
-    """
-
-    def pairs(found: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in found]
-        if len(set(names)) < len(names):
-            name = next(n for i, n in enumerate(names) if n in names[:i])
-            raise InputError(name, "the name twice", "each name once in an object")
-
-    json.loads(body, object_pairs_hook=pairs)
-
-
-def _colons(request: InferenceRequest) -> int:
-    """The colons of a plain request: one per member, and those in its id and parameters.
-
-    Tensors are taken to have their four members and no colon in them: counting would cost more
-    than looking twice where there are some.
-    """
-    total = 1 + 4 * len(request.inputs)
-    if request.id is not None:
-        total += 1 + request.id.count(":")
-    if request.parameters is not None:
-        total += 1 + len(request.parameters)
-        texts = [each for each in request.parameters.values() if isinstance(each, str)]
-        total += sum(each.count(":") for each in texts)
-    if request.outputs is not None:
-        total += 1 + len(request.outputs)
-    return total
-
-
-def _misfit(body: bytes, message: str) -> InputError:
-    text, _, where = message.partition(" - at `$.")
-    field = where.rstrip("`") or "body"
-    if text.startswith("Number out of range"):
-        return _not_finite(body) or InputError(field, text, "a finite number")
-    if text.startswith("Object missing required field"):
-        name = text.split("`")[1]
-        field = name if field == "body" else f"{field}.{name}"
-        return InputError(field, None, f"`{name}` (required)")
-    expected, _, got = text.removeprefix("Expected ").partition(", got ")
-    return InputError(field, got.strip("`") or text, expected.replace("`", ""))
-
-
-def _not_finite(body: bytes) -> InputError | None:
-    """The first NaN or Infinity of a body that is JSON but for those; None if there is none."""
-    try:
-        loose = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    tensors = loose.get("inputs") if isinstance(loose, dict) else None
-    for tensor in tensors if isinstance(tensors, list) else ():
-        data = tensor.get("data") if isinstance(tensor, dict) else None
-        for value in _leaves(data):
-            if isinstance(value, float) and not math.isfinite(value):
-                expected = "a finite number (JSON has no NaN or Infinity; a missing value is null)"
-                return InputError(str(tensor.get("name", "inputs")), value, expected)
-    return None
-
-
-def _leaves(data: object, depth: int = _MAX_DEPTH) -> list[object]:
-    if not isinstance(data, list):
-        return [data]
-    if not depth:
-        return []
-    return [leaf for item in data for leaf in _leaves(item, depth - 1)]
-
-
 def _rows(tensor: Tensor) -> int:
     shape = tensor.shape
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] < 0:
+    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
         raise InputError(f"{tensor.name}.shape", shape, "[n] or [n, 1] for n rows")
+    return _count(tensor.name, shape)
+
+
+def _count(name: str, shape: list[int]) -> int:
+    if shape[0] < 0:
+        raise InputError(f"{name}.shape", shape, "[n] or [n, 1] for n rows")
     if not shape[0]:
-        raise InputError(f"{tensor.name}.shape", shape, "at least one row")
+        raise InputError(f"{name}.shape", shape, "at least one row")
     if shape[0] > MAX_ROWS:
-        raise InputError(f"{tensor.name}.shape", shape, f"at most {MAX_ROWS} rows")
+        raise InputError(f"{name}.shape", shape, f"at most {MAX_ROWS} rows")
     return shape[0]
 
 
@@ -310,12 +274,56 @@ def _column(feature: Feature, tensor: Tensor, rows: int) -> Column:
     if _rows(tensor) != rows:
         raise InputError(f"{name}.shape", tensor.shape, f"{rows} rows, as in the first column")
     if tensor.data is UNSET:
-        raise InputError(f"{name}.data", None, "a list of values (binary tensors are not accepted)")
+        raise InputError(f"{name}.data", None, "a list of values, or bytes after the JSON")
+    if isinstance(tensor.data, np.ndarray):
+        _length(name, len(tensor.data), rows, tensor.shape)
+        return column_of_array(feature, tensor.data)
     data = _flat(name, tensor.data)
-    if len(data) != rows:
-        expected = f"{rows} values, as the shape {tensor.shape} says"
-        raise InputError(f"{name}.data", f"{len(data)} values", expected)
+    _length(name, len(data), rows, tensor.shape)
     return column(feature, tensor.datatype, data)
+
+
+def _length(name: str, found: int, expected: int, shape: list[int]) -> None:
+    if found != expected:
+        text = f"{expected} values, as the shape {shape} says"
+        raise InputError(f"{name}.data", f"{found} values", text)
+
+
+def _matrix(tensor: Tensor, rows: int, width: int) -> np.ndarray:
+    """All columns in one float64 array; a null is NaN here, and judged column by column."""
+    name = tensor.name
+    data: Any = tensor.data
+    if data is UNSET:
+        raise InputError(f"{name}.data", None, "a list of values, or bytes after the JSON")
+    if not isinstance(data, np.ndarray):
+        if data and type(data[0]) is list:
+            data = _joined(name, data, width)
+        if not set(map(type, data)) <= {int, float, type(None)}:
+            bad = next(value for value in data if type(value) not in (int, float, type(None)))
+            raise InputError(f"{name}.data", bad, "numbers, or rows of numbers")
+        _length(name, len(data), rows * width, tensor.shape)
+        try:
+            data = np.array(data, dtype=np.float64)
+        except OverflowError:
+            raise InputError(f"{name}.data", max(data, key=abs), "numbers within 64 bits") from None
+        low, high = largest(tensor.datatype)
+        bad_ones = (data < low) | (data > high)
+        if tensor.datatype not in ("FP16", "FP32", "FP64"):
+            bad_ones |= data != np.trunc(data)
+            bad_ones &= ~np.isnan(data)
+        if bad_ones.any():
+            bad = data[bad_ones][0].item()
+            raise InputError(f"{name}.data", bad, f"a number that {tensor.datatype} holds")
+    _length(name, len(data), rows * width, tensor.shape)
+    matrix: np.ndarray = data.astype(np.float64, copy=False).reshape(rows, width)
+    return matrix
+
+
+def _joined(name: str, data: list[Any], width: int) -> list[Any]:
+    for row in data:
+        if type(row) is not list or len(row) != width:
+            raise InputError(f"{name}.data", row, f"rows of {width} values each")
+    return [value for row in data for value in row]
 
 
 def _flat(name: str, data: list[Any]) -> list[Any]:
@@ -326,7 +334,7 @@ def _flat(name: str, data: list[Any]) -> list[Any]:
         if type(item) is not list or len(item) != 1:
             raise InputError(f"{name}.data", item, "values, or rows of one value each")
         if type(item[0]) is list:
-            raise InputError(f"{name}.data", item, f"lists at most {_MAX_DEPTH} deep")
+            raise InputError(f"{name}.data", item, "lists at most 2 deep")
         flat.append(item[0])
     return flat
 
@@ -361,6 +369,23 @@ def _event_time(parameters: dict[str, Any] | None) -> datetime | None:
         return parse_time(given, field=field)
     except OverflowError:  # year 1 or 9999, and an offset that leaves the calendar
         raise InputError(field, given, expected) from None
+
+
+def _within(parameters: dict[str, Any] | None) -> float | None:
+    """The protocol's `timeout`, in microseconds as Triton has it, as seconds."""
+    given = parameters.get("timeout") if parameters else None
+    if given is None:
+        return None
+    if type(given) is not int or not 0 <= given < 2**53:
+        raise InputError("parameters.timeout", given, "whole microseconds, 0 for no limit")
+    return given / 1e6 if given else None
+
+
+def _truth(parameters: dict[str, Any], field: str, *, default: bool = False) -> bool:
+    given = parameters.get(field.rpartition(".")[2], default)
+    if type(given) is not bool:
+        raise InputError(field, given, "true or false")
+    return given
 
 
 def _describe(feature: Feature) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,44 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
 
 
 class Column(NamedTuple):
-    """A checked column: the array a model takes, and the plain values the log keeps."""
+    """A checked column: the array a model takes, and the plain values the log keeps, where they
+    are not simply the array's (see `plain`)."""
 
     array: np.ndarray
-    values: list[Scalar]
+    values: list[Scalar] | None = None
+
+
+class Table(dict[str, np.ndarray]):
+    """Columns by name; `matrix` is the same as one float64 array [rows, columns], in the spec's
+    order, where a request came as one: the columns are views of it."""
+
+    matrix: np.ndarray | None = None
+
+    @classmethod
+    def of_matrix(cls, names: Sequence[str], matrix: np.ndarray) -> Table:
+        """The columns of a matrix."""
+        table = cls(zip(names, matrix.T, strict=True))
+        table.matrix = matrix
+        return table
+
+
+def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> Table:
+    """The rows of several requests one below the other; they have the same columns."""
+    names = list(parts[0])
+    matrices = [getattr(part, "matrix", None) for part in parts]
+    if all(matrix is not None for matrix in matrices):
+        return Table.of_matrix(names, np.concatenate(matrices))  # type: ignore[arg-type]
+    return Table({name: np.concatenate([part[name] for part in parts]) for name in names})
+
+
+def plain(column: Column) -> list[Scalar]:
+    """A column as the log keeps it: NaN is a missing value."""
+    if column.values is not None:
+        return column.values
+    found: list[Scalar] = column.array.tolist()
+    if column.array.dtype.kind == "f" and np.isnan(column.array).any():
+        return [None if value != value else value for value in found]
+    return found
 
 
 def column(feature: Feature, datatype: str, data: list[Any]) -> Column:
@@ -57,21 +91,58 @@ def column(feature: Feature, datatype: str, data: list[Any]) -> Column:
     raise _first_bad(feature, datatype, data)
 
 
-def columns_of(spec: ModelSpec, values: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
+def columns_of(spec: ModelSpec, values: Mapping[str, list[Any]]) -> Table:
     """Arrays for a model from plain values by column, checked like a request's.
 
     Raises:
         InputError: a value that does not fit.
     """
-    return {f.name: column(f, DATATYPE[f.kind], values[f.name]).array for f in spec.features}
+    return Table({f.name: column(f, DATATYPE[f.kind], values[f.name]).array for f in spec.features})
+
+
+def column_of_array(feature: Feature, array: np.ndarray) -> Column:
+    """Check a column that came as an array (binary tensors, Arrow): numbers or truths, in which
+    NaN is a missing value.
+
+    Raises:
+        InputError: the first value that does not fit, with its row if there are several.
+    """
+    kind = array.dtype.kind
+    if feature.kind == "boolean":
+        if kind != "b":
+            raise InputError(feature.name, str(array.dtype), "truth values")
+        return Column(array.astype(np.float64) if feature.nullable else array, array.tolist())
+    floats = array.astype(np.float64)
+    fits = np.isfinite(floats)
+    if feature.nullable and kind == "f":
+        fits |= np.isnan(floats)
+    if feature.kind == "integer" and kind != "f":
+        fits &= array <= np.uint64(2**63 - 1) if kind == "u" else True
+    elif feature.kind == "integer":
+        with np.errstate(invalid="ignore"):
+            whole = (floats == np.trunc(floats)) & (np.abs(floats) < 2.0**63)
+        fits &= whole | np.isnan(floats)
+    if not fits.all():
+        row = int(np.argmin(fits))
+        where = f" in row {row}" if len(array) > 1 else ""
+        raise InputError(feature.name, array[row].item(), f"{_expected(feature)}{where}")
+    if feature.kind == "numeric":
+        return Column(floats)
+    if not feature.nullable:
+        return Column(array.astype(np.int64))
+    return Column(floats, [None if v != v else int(v) for v in array.tolist()])
+
+
+def _expected(feature: Feature) -> str:
+    what = "a whole number within 64 bits" if feature.kind == "integer" else "a finite number"
+    return what if not feature.nullable else f"{what}, or NaN where it is missing"
 
 
 def _numbers(feature: Feature, datatype: str, data: list[Any], missing: bool) -> Column | None:
     array = _floats(datatype, data, missing)
     if array is None:
         return None
-    numbers = array.tolist()
-    return Column(array, [None if v != v else v for v in numbers] if missing else numbers)
+    return Column(array)
 
 
 def _floats(datatype: str, data: list[Any], missing: bool) -> np.ndarray | None:
@@ -108,6 +179,14 @@ def _fits(array: np.ndarray, datatype: str, data: list[Any], missing: bool) -> b
     return not present or (
         low <= min(present) and max(present) <= high and bool((array[finite] % 1 == 0).all())
     )
+
+
+def largest(datatype: str) -> tuple[float, float]:
+    """The least and the greatest number of a numeric datatype."""
+    if datatype in _LARGEST:
+        return -_LARGEST[datatype], _LARGEST[datatype]
+    low, high = _bounds(datatype)
+    return float(low), float(high)
 
 
 def _bounds(datatype: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -25,10 +26,11 @@ from core.errors import NotFound, ShelflifeError, UntrustedArtifact
 from core.files import sha256_tree, sync_folder, write_atomic
 from core.ledger import Ledger
 from core.spec import Feature, Kind, ModelSpec, Scalar
-from serving import backends, store
+from serving import backends, choice, interpreters, store
 from serving.backend import Model
 from serving.columns import columns_of
 from serving.heartbeat import Served, served_by, wall_clock
+from serving.interpreters import Interpreted, Wanted
 from serving.store import Manifest, Pointer, Sample, Target
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from registry.versions import Registry, Version
 
+_log = logging.getLogger("shelflife.serving")
 _SAMPLE_ROWS = 32  # of the reference, to warm workers and prove their answers
 _POLL = 0.05  # seconds between looks at the workers' heartbeats
 
@@ -69,6 +72,7 @@ def sync(
     trust_pickle: bool,
     now: datetime,
     beside: Beside | None = None,
+    wanted: Wanted | None = None,
     clock: Callable[[], datetime] = wall_clock,
 ) -> Deployed | None:
     """Make workers serve the champion; None (and no pointer) if the model has none.
@@ -80,6 +84,7 @@ def sync(
         now: written into the pointer, for people.
         beside: what is to run beside the champion. One that cannot be prepared is left out and
             said so (`Deployed.problem`); the champion is served all the same.
+        wanted: how the interpreter is chosen; None serves the estimator itself.
         clock: wall clock, the one of the workers' heartbeats.
 
     Raises:
@@ -97,9 +102,9 @@ def sync(
     target = _kept(ledger, home, model, served, champion, clock)
     changed = target is None
     if target is None:
-        target = prepare(registry, home, champion, trust_pickle=trust_pickle)
+        target = prepare(registry, home, champion, trust_pickle=trust_pickle, wanted=wanted)
     second, problem = _second(
-        registry, home, model, champion, beside, pointer, trust_pickle=trust_pickle
+        registry, home, model, champion, beside, pointer, trust_pickle=trust_pickle, wanted=wanted
     )
     mode, share = (beside.mode, beside.share) if beside and second else ("shadow", 0.0)
     known = pointer is not None and (pointer.challenger, pointer.mode, pointer.share)
@@ -138,6 +143,7 @@ def _second(
     pointer: Pointer | None,
     *,
     trust_pickle: bool,
+    wanted: Wanted | None,
 ) -> tuple[Target | None, str]:
     """The prepared version that runs beside the champion, or why there is none."""
     if beside is None or beside.version == champion.version:
@@ -151,40 +157,59 @@ def _second(
             and _whole(store.prepared(home, known.folder), look_inside=False)
         ):
             return known, ""
-        return prepare(registry, home, version, trust_pickle=trust_pickle), ""
+        return prepare(registry, home, version, trust_pickle=trust_pickle, wanted=wanted), ""
     except ShelflifeError as error:
         return None, f"version {beside.version} cannot run beside the champion: {error}"
 
 
-def prepare(registry: Registry, home: Path, version: Version, *, trust_pickle: bool) -> Target:
+def prepare(
+    registry: Registry,
+    home: Path,
+    version: Version,
+    *,
+    trust_pickle: bool,
+    wanted: Wanted | None = None,
+) -> Target:
     """Make a version's prepared folder, without serving it.
 
     Raises: see `sync`.
     """
     fetched = registry.fetch(version)
     spec = msgspec.json.decode(registry.file(version, store.SPEC), type=ModelSpec)
-    rows = _sample_inputs(spec, _reference(registry, version))
+    reference = _complete(spec, _reference(registry, version))
+    rows = _sample_inputs(spec, reference)
     root = store.prepared(home, "x").parent
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=root) as scratch:
         folder = Path(scratch) / "prepared"
-        _copy(fetched, folder / store.MODEL)
-        if sha256_tree(folder / store.MODEL) != version.sha256:
+        files = folder / store.MODEL
+        _copy(fetched, files)
+        if sha256_tree(files) != version.sha256:
             raise UntrustedArtifact(
                 f"version {version.version} of {spec.name}: the copied files do not have the "
                 f"recorded sha256 {version.sha256}; something changes {fetched}"
             )
         write_atomic(folder / store.SPEC, msgspec.json.encode(spec))
-        name = choose(spec)
-        loaded = backends.load(
-            name, folder / store.MODEL, spec, threads=1, trust_pickle=trust_pickle
-        )
+        name, sample = "native", None
+        if wanted is not None and rows is not None and _worth_choosing(reference, wanted):
+            assert reference is not None  # noqa: S101 - its rows are the sample's
+            chosen = interpreters.interpret(
+                home, files, spec, reference, rows, wanted,
+                version=version.version, sha256=version.sha256, trust_pickle=trust_pickle,
+            )  # fmt: skip
+            name, sample = chosen.backend, chosen.sample
+            shutil.rmtree(files)
+            _copy(chosen.files, files)
+            _tell(registry, home, version, chosen)
+        else:
+            loaded = backends.load(name, files, spec, threads=1, trust_pickle=trust_pickle)
+            sample = _answers(loaded, spec, rows)
         manifest = Manifest(
             model=spec.name,
             backend=name,
             sha256=version.sha256,
             files=store.file_hashes(folder),
-            sample=_parity(loaded, spec, rows),
+            sample=sample,
         )
         data = msgspec.json.encode(manifest, order="deterministic")
         write_atomic(folder / store.MANIFEST, data)
@@ -193,9 +218,30 @@ def prepare(registry: Registry, home: Path, version: Version, *, trust_pickle: b
     return Target(version=version.version, folder=final.name, backend=name, sha256=version.sha256)
 
 
-def choose(spec: ModelSpec) -> str:
-    """The backend that is to run a model: the estimator itself, until others are measured."""
-    return "native"
+def _worth_choosing(reference: pd.DataFrame | None, wanted: Wanted) -> bool:
+    """Whether there is a choice, and rows enough to prove it on."""
+    rows = 0 if reference is None else len(reference)
+    return wanted.settings.backend != "native" and rows >= wanted.settings.proof_rows
+
+
+def _tell(registry: Registry, home: Path, version: Version, chosen: Interpreted) -> None:
+    """Keep the table beside the version, here and in MLflow; serving does not depend on it."""
+    found = chosen.choice
+    choice.write(home, found)
+    if not chosen.measured and "shelflife.interpreter" in version.tags:
+        return
+    taken = found.chosen
+    name = taken.name if taken is not None else found.backend
+    p99 = taken.timings[0].p99_ms if taken is not None and taken.timings else None
+    try:
+        registry.attach(version, "interpreters.json", msgspec.json.encode(found))
+        registry.tag(
+            version, interpreter=name, interpreter_p99_ms=None if p99 is None else f"{p99:.4g}"
+        )
+    except ShelflifeError as error:
+        _log.warning(
+            "interpreters_not_recorded", extra={"model": version.model, "error": str(error)}
+        )
 
 
 def wait_served(
@@ -259,13 +305,21 @@ def _reference(registry: Registry, version: Version) -> pd.DataFrame | None:
     return pd.read_parquet(io.BytesIO(data))
 
 
+def _complete(spec: ModelSpec, reference: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The inputs of the reference rows that a caller could send; None where columns lack."""
+    wanted = [f"in:{name}" for name in spec.columns]
+    if reference is None or any(name not in reference for name in wanted):
+        return None
+    never_null = [f"in:{f.name}" for f in spec.features if not f.nullable]
+    return reference[wanted].dropna(subset=never_null)
+
+
 def _sample_inputs(
     spec: ModelSpec, reference: pd.DataFrame | None
 ) -> Mapping[str, list[Scalar]] | None:
-    if reference is None or any(f"in:{name}" not in reference for name in spec.columns):
+    if reference is None:
         return None
-    never_null = [f"in:{f.name}" for f in spec.features if not f.nullable]
-    head = reference.dropna(subset=never_null).head(_SAMPLE_ROWS)
+    head = reference.head(_SAMPLE_ROWS)
     return {f.name: _values(f, head[f"in:{f.name}"]) for f in spec.features} if len(head) else None
 
 
@@ -283,13 +337,10 @@ _CASTS: Mapping[Kind, Callable[[Any], Scalar]] = {
 }
 
 
-def _parity(
+def _answers(
     loaded: Model, spec: ModelSpec, rows: Mapping[str, list[Scalar]] | None
 ) -> Sample | None:
-    """The model's answers to real rows, which every worker has to give again.
-
-    A converted model is compared with the estimator's answers here; the native one is itself.
-    """
+    """The estimator's answers to real rows, which every worker has to give again."""
     if rows is None:
         return None
     outputs = loaded.infer(columns_of(spec, rows))

@@ -66,14 +66,16 @@ class Heartbeat:
     def _rows(self) -> list[dict[str, Any]]:
         now, rows = self._clock(), []
         for slot in self._slots.all():
-            loaded = slot.current
+            if slot.closed:
+                continue  # an operator unloaded it: nobody is to wait for this worker
+            target = slot.target  # in memory, or proven and loaded again when it is asked
             rows.append(
                 {
                     "worker": self._worker,
                     "model": slot.model,
-                    "version": loaded.target.version if loaded else "",
-                    "sha256": loaded.target.sha256 if loaded else "",
-                    "loaded": loaded.at if loaded else now,
+                    "version": target.version if target else "",
+                    "sha256": target.sha256 if target else "",
+                    "loaded": slot.served_since or now,
                     "seen": now,
                     "error": slot.error,
                     "challenger": slot.beside.version if slot.beside else "",

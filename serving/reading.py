@@ -1,42 +1,68 @@
-"""Reading a request's body, up to a size and within a time."""
+"""Reading a request's body, up to a size and within a time, and unpacking it within that size."""
 
 from __future__ import annotations
 
 import asyncio
+import zlib
 
 from starlette.requests import Request
 
-from core.errors import InputError, TooLarge, TooSlow
+from core.errors import InputError, TooLarge, TooSlow, Unsupported
+
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's `wbits`
 
 
 async def read_body(request: Request, limit: int, within: float) -> bytes:
-    """The body, unless it is too big.
+    """The body, decompressed, unless it is too big.
 
     Args:
         within: seconds it may take to come.
 
     Raises:
-        TooLarge: more than `limit` bytes are announced, or come.
+        TooLarge: more than `limit` bytes are announced, or come, or are packed in it.
         TooSlow: they do not come in time.
+        Unsupported: a content encoding other than gzip, deflate and identity.
+        InputError: damaged compression.
     """
-    if "inference-header-content-length" in request.headers:
-        raise InputError(
-            "Inference-Header-Content-Length",
-            request.headers["inference-header-content-length"],
-            "JSON tensors; the binary tensor extension is not served",
-        )
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge("body", f"{announced} bytes", f"at most {limit} bytes; send fewer rows")
-    parts, size = [], 0
+    if announced.isdigit() and int(announced[:20]) > limit:
+        raise _too_large(f"{announced[:20]} bytes", limit)
+    parts, size = list[bytes](), 0
     try:
         async with asyncio.timeout(within):
             async for part in request.stream():
                 size += len(part)
                 if size > limit:
-                    expected = f"at most {limit} bytes; send fewer rows"
-                    raise TooLarge("body", f"over {limit} bytes", expected)
+                    raise _too_large(f"over {limit} bytes", limit)
                 parts.append(part)
     except TimeoutError:
         raise TooSlow("body", f"{size} bytes", f"all of it within {within:g} s") from None
-    return b"".join(parts)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    encoding = request.headers.get("content-encoding")
+    return body if encoding is None else unpacked(body, encoding.strip().lower(), limit)
+
+
+def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
+    """The bytes that a content encoding hides, never many more than `limit` in memory.
+
+    Raises:
+        Unsupported, TooLarge, InputError: see `read_body`.
+    """
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _WINDOWS:
+        raise Unsupported("Content-Encoding", encoding, "gzip, deflate or identity")
+    unpacker = zlib.decompressobj(wbits=_WINDOWS[encoding])
+    try:
+        found = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InputError("body", body[:20], f"{encoding} ({error})") from None
+    if len(found) > limit:
+        raise _too_large(f"over {limit} bytes once decompressed", limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise InputError("body", f"{len(body)} bytes of {encoding}", "one whole compressed body")
+    return found
+
+
+def _too_large(what: str, limit: int) -> TooLarge:
+    return TooLarge("body", what, f"at most {limit} bytes; send fewer rows")

@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(parent: int) -> None:
     """Answer until the worker that started us is gone."""
-    _end_with(parent)
+    end_with(parent)
     os.nice(_NICE)
     inbox, outbox = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between the messages
@@ -74,7 +74,7 @@ def _answer(inbox: IO[bytes], outbox: IO[bytes], model: Model, spec: ModelSpec) 
     send(outbox, reply)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Die with the thread that started us (Linux); a worker that was killed leaves nobody."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

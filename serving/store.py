@@ -1,6 +1,7 @@
 """The folder that the preparing process writes and the workers read.
 
     serving/pointers/<model>.json      what to serve now; replaced atomically
+    serving/pointers/<model>.unloaded  an operator wants it out of memory (repository API)
     serving/store/<sha256>/            a prepared version, never changed
         manifest.json                  sha256 of every other file; its own sha256 names the folder
         spec.json                      core.spec.ModelSpec
@@ -12,6 +13,7 @@ So the pointer alone vouches for every byte a worker loads.
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ from core.spec import ModelSpec, Scalar
 from core.times import iso
 
 MODEL, SPEC, MANIFEST = "model", "spec.json", "manifest.json"
+UNLOADED = ".unloaded"
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -68,6 +71,37 @@ class Manifest(Struct, frozen=True, kw_only=True):
 def pointers(home: Path) -> Path:
     """Where pointers lie."""
     return home / "serving" / "pointers"
+
+
+def pointer_files(folder: Path) -> tuple[dict[str, tuple[int, int, int]], set[str]]:
+    """The models that have a pointer, each with its file's inode, mtime and size, and those that
+    are not to be loaded."""
+    found, closed = {}, set[str]()
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return {}, closed
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.name.endswith(UNLOADED):
+            closed.add(entry.name.removesuffix(UNLOADED))
+        elif entry.name.endswith(".json"):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            found[entry.name[:-5]] = (status.st_ino, status.st_mtime_ns, status.st_size)
+    return found, closed
+
+
+def set_unloaded(home: Path, model: str, *, unloaded: bool) -> None:
+    """Tell every worker to keep a model out of memory, or to load it again."""
+    path = pointers(home) / f"{model}{UNLOADED}"
+    if unloaded:
+        write_atomic(path, b"")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def prepared(home: Path, folder: str) -> Path:
@@ -131,7 +165,12 @@ def verify(folder: Path) -> tuple[Manifest, ModelSpec]:
             n for n in {*found, *manifest.files} if found.get(n) != manifest.files.get(n)
         )
         raise UntrustedArtifact(f"{folder}: {names} are not as the manifest recorded them")
-    return manifest, msgspec.json.decode((folder / SPEC).read_bytes(), type=ModelSpec)
+    return manifest, read_spec(folder)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """What the model of a prepared folder takes and answers."""
+    return msgspec.json.decode((folder / SPEC).read_bytes(), type=ModelSpec)
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

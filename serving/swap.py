@@ -7,6 +7,10 @@ A request takes the current version of its slot and gives it back when it has it
 that was replaced stays loaded beside its successor, so that a rollback is one flip, and is unloaded
 when a third one comes, after its last answer. A version that cannot be loaded, or does not give the
 answers the preparing process got, leaves the old one serving and says so (`workers.error`).
+
+Under a memory budget (`serving.residency`) models that are not asked make room for those that are,
+and are loaded again when somebody asks. A pointer that moves is loaded all the same, to prove that
+its version answers here; only when a worker starts are models beyond the budget left for later.
 """
 
 from __future__ import annotations
@@ -19,22 +23,21 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-
 from core.errors import NotFound, NotReady, ShelflifeError
-from core.spec import Kind, ModelSpec, Scalar
-from serving import backends, store
-from serving.backend import Model
-from serving.columns import columns_of
-from serving.shadow import Shadow, Start
+from core.settings import Settings
+from serving import store
+from serving.codec import Codec
+from serving.loading import Loader
+from serving.residency import Resident, evicted
 from serving.slot import Loaded as Loaded
 from serving.slot import Slot as Slot
-from serving.store import Pointer, Sample, Target
+from serving.store import Pointer, Target
+from serving.turns import Turns
 
 _log = logging.getLogger("shelflife.serving")
 _POLL = 0.1  # seconds between looks at the pointers
 _RETRY = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a version that failed is tried again
-_TOLERANCE = 1e-6  # between this process's answers and the preparing process's
+_EVICTION = 5.0  # seconds that requests have to end before others get their memory
 
 Signature = tuple[int, int, int]  # inode, mtime in ns, size of a pointer file
 
@@ -44,9 +47,6 @@ class Slots:
 
     Args:
         home: the home folder.
-        max_batch: most rows predicted together.
-        threads: threads a model may use for one prediction.
-        trust_pickle: whether an operator allows a model's artifact to be unpickled.
         clock: wall clock.
         changed: called after every change, from the watching thread.
         count: adds to a counter, by model, name and amount.
@@ -55,22 +55,22 @@ class Slots:
     def __init__(
         self,
         home: Path,
+        settings: Settings,
         *,
-        max_batch: int,
-        threads: int,
-        trust_pickle: Callable[[str], bool],
         clock: Callable[[], datetime],
         changed: Callable[[], None] = lambda: None,
         count: Callable[[str, str, int], None] = lambda model, name, by: None,
     ) -> None:
-        self._home, self._max_batch, self._threads = home, max_batch, threads
-        self._trust_pickle, self._clock, self._changed = trust_pickle, clock, changed
-        self._count = count
+        self._home, self._settings, self._changed, self._count = home, settings, changed, count
+        self._budget = int(settings.serving.memory_mb * 1_000_000)
+        turns = Turns(max(1, os.cpu_count() or 1))
+        self._loader = Loader(home, settings, turns, clock=clock, count=count)
         self._slots: dict[str, Slot] = {}
         self._seen: dict[str, Signature] = {}
         self._failed: dict[str, tuple[int, float]] = {}  # attempts, when to try again
+        self._asked: set[str] = set()  # models that requests wait for
         self._scanned = False
-        self._stop = threading.Event()
+        self._stop, self._stir = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pointers", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +80,7 @@ class Slots:
     def close(self) -> None:
         """Stop watching and unload everything."""
         self._stop.set()
+        self._stir.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30.0)
         for slot in self.all():
@@ -105,15 +106,40 @@ class Slots:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that has a pointer has a warm version."""
-        return self._scanned and all(slot.current is not None for slot in self.all())
+        """Whether every model that has a pointer would answer."""
+        every = self.all()
+        return self._scanned and all(
+            slot.current is not None or slot.evicted or slot.closed for slot in every
+        )
+
+    def described(self, slot: Slot) -> tuple[Codec, Target]:
+        """What a model takes and answers, also while it is not in memory.
+
+        Raises:
+            NotReady: no version of it is known yet.
+        """
+        loaded, target = slot.current, slot.target
+        if loaded is not None:
+            return loaded.codec, loaded.target
+        if target is None or slot.closed:
+            raise slot.not_ready()
+        return Codec(store.read_spec(store.prepared(self._home, target.folder))), target
+
+    def want(self, model: str) -> None:
+        """Load a model that is not in memory, soon; `Slot.arrival` waits for it."""
+        self._asked.add(model)
+        self._stir.set()
+
+    def look(self) -> None:
+        """Look at the pointers now rather than at the next round."""
+        self._stir.set()
 
     def scan(self) -> None:
         """Follow the pointers once: load what is new, drop what is gone."""
         folder = store.pointers(self._home)
         if self._slots and not folder.is_dir():
             raise FileNotFoundError(f"{folder} is gone")  # a lost disk retires nobody
-        found = _pointer_files(folder)
+        found, closed = store.pointer_files(folder)
         gone = [model for model in self._slots if model not in found]
         for model in gone:
             self._seen.pop(model, None)
@@ -121,30 +147,47 @@ class Slots:
             self._slots.pop(model).close()
         for model in found:
             self._slots.setdefault(model, Slot(model))
-        self._scanned = True
-        changed = bool(gone)
+        changed = bool(gone) | self._open_and_close(closed)
+        starting, self._scanned = not self._scanned, True
         for model, signature in found.items():
             if self._due(model, signature):
-                self._follow(model, signature)
+                self._follow(model, signature, starting=starting)
                 changed = True
         if changed:
             self._changed()
 
+    def _open_and_close(self, closed: set[str]) -> bool:
+        """Unload what an operator does not want loaded; the rest is loaded again."""
+        changed = False
+        for slot in self.all():
+            if slot.closed == (slot.model in closed):
+                continue
+            changed, slot.closed = True, slot.model in closed
+            if slot.closed:
+                slot.close()
+            else:
+                self._seen.pop(slot.model, None)
+        return changed
+
     def _due(self, model: str, signature: Signature) -> bool:
+        if self._slots[model].closed:
+            return False
         if self._seen.get(model) != signature:
             return True
         return model in self._failed and monotonic() >= self._failed[model][1]
 
-    def _follow(self, model: str, signature: Signature) -> None:
+    def _follow(self, model: str, signature: Signature, *, starting: bool) -> None:
         slot, version = self._slots[model], "?"
         attempts = self._failed.pop(model, (0, 0.0))[0] if self._seen.get(model) == signature else 0
         self._seen[model] = signature
         try:
             pointer = store.read_pointer(store.pointers(self._home) / f"{model}.json")
-            target = pointer.champion
+            target = slot.wanted = pointer.champion
             version = target.version
+            if starting and not self._fits(target):
+                slot.target = target  # somebody will ask for it
+                return
             slot.flip(slot.kept(target) or self._load(model, target))
-            slot.error = ""
             _log.info("model_served", extra={"model": model, "version": version})
             self._follow_beside(model, slot, pointer)
         except FileNotFoundError:
@@ -154,6 +197,8 @@ class Slots:
             pause = _RETRY[min(attempts, len(_RETRY) - 1)]
             self._failed[model] = (attempts + 1, monotonic() + pause)
             _log.error("model_not_served", extra={"model": model, "error": slot.error})
+        finally:
+            slot.arrived()
 
     def _follow_beside(self, model: str, slot: Slot, pointer: Pointer) -> None:
         """Run beside the champion what the pointer names; no trouble with it is the champion's."""
@@ -167,7 +212,7 @@ class Slots:
                 running = slot.shadow
                 if running is None or running.version != target.version:
                     slot.alone()
-                    slot.shadow_with(self._shadow(model, target))
+                    slot.shadow_with(self._loader.shadow(model, target))
             elif (
                 canary is None
                 or slot.shadow is not None
@@ -187,82 +232,88 @@ class Slots:
             slot.beside_error = f"version {target.version}: {type(error).__name__}: {error}"
             _log.error("challenger_failed", extra={"model": model, "error": slot.beside_error})
 
-    def _shadow(self, model: str, target: Target) -> Shadow:
-        return Shadow(
-            model,
-            target.version,
-            Start(
-                folder=str(store.prepared(self._home, target.folder).resolve()),
-                backend=target.backend,
-                threads=1,
-                trust_pickle=self._trust_pickle(model),
-            ),
-            lambda name, by: self._count(model, name, by),
-        )
+    # --- memory ----------------------------------------------------------------------------------
 
     def _load(self, model: str, target: Target) -> Loaded:
-        folder = store.prepared(self._home, target.folder)
-        manifest, spec = store.verify(folder)
-        if (manifest.model, manifest.sha256) != (model, target.sha256) or spec.name != model:
-            raise ShelflifeError(f"{folder} holds {manifest.model} {manifest.sha256}, not {target}")
-        loaded = backends.load(
-            target.backend,
-            folder / store.MODEL,
-            spec,
-            threads=self._threads,
-            trust_pickle=self._trust_pickle(model),
+        self._make_room(self._loader.size(target), f"version {target.version} of {model}")
+        loaded = self._loader.load(model, target)
+        self._make_room(loaded.size, f"version {target.version} of {model}")  # now it is known
+        return loaded
+
+    def _fits(self, target: Target) -> bool:
+        held = sum(each.size for slot in self.all() for each in slot.held())
+        return not self._budget or held + self._loader.size(target) <= self._budget
+
+    def _make_room(self, room: int, what: str) -> None:
+        """Take out whom it takes so that `room` more bytes fit.
+
+        Raises:
+            ShelflifeError: they do not fit whoever goes.
+        """
+        here = [(slot, loaded) for slot in self.all() for loaded in slot.held()]
+        residents = [self._resident(slot, loaded) for slot, loaded in here]
+        out = evicted(residents, room=room, budget=self._budget)
+        gone = {(each.model, each.version) for each in out}
+        leaving = [
+            slot.evict(loaded)
+            for slot, loaded in here
+            if (slot.model, loaded.target.version) in gone
+        ]
+        for thread in leaving:
+            if thread is not None:
+                thread.join(_EVICTION)
+        for each in out:
+            self._count(each.model, "evicted", 1)
+        held = sum(each.size for each in residents) - sum(each.size for each in out)
+        if self._budget and held + room > self._budget:
+            raise ShelflifeError(
+                f"{what} needs {room / 1e6:.1f} MB; serving.memory_mb is {self._budget / 1e6:g}, "
+                f"of which pinned models and challengers hold {held / 1e6:.1f}"
+            )
+
+    def _resident(self, slot: Slot, loaded: Loaded) -> Resident:
+        mine = self._settings.model(slot.model)
+        beside = slot.canary is not None and slot.canary.version == loaded.target.version
+        return Resident(
+            model=slot.model,
+            version=loaded.target.version,
+            size=loaded.size,
+            idle=monotonic() - loaded.used,
+            weight=mine.weight,
+            pinned=mine.pinned or beside,
+            spare=loaded is not slot.current and not beside,
+            busy=loaded.in_flight > 0,
         )
-        warm(loaded, spec, manifest.sample)
-        return Loaded(target, spec, loaded, at=self._clock(), max_batch=self._max_batch)
+
+    def _load_asked(self) -> None:
+        """Load again what requests wait for."""
+        while self._asked:
+            model = self._asked.pop()
+            slot = self._slots.get(model)
+            if slot is None:
+                continue
+            target = slot.target
+            if slot.evicted and target is not None and self._may_try(model):
+                try:
+                    slot.flip(slot.kept(target) or self._load(model, target))
+                    self._failed.pop(model, None)
+                    self._count(model, "loaded_on_demand", 1)
+                except Exception as error:
+                    slot.error = f"version {target.version}: {type(error).__name__}: {error}"
+                    self._failed[model] = (1, monotonic() + _RETRY[0])
+                    _log.error("model_not_loaded", extra={"model": model, "error": slot.error})
+                self._changed()
+            slot.arrived()
+
+    def _may_try(self, model: str) -> bool:
+        return model not in self._failed or monotonic() >= self._failed[model][1]
 
     def _watch(self) -> None:
         while not self._stop.is_set():
+            self._stir.clear()
             try:
                 self.scan()
+                self._load_asked()
             except OSError as error:  # the home folder is out of reach: serve what is loaded
                 _log.error("pointers_unreadable", extra={"error": str(error)})
-            self._stop.wait(_POLL)
-
-
-def warm(model: Model, spec: ModelSpec, sample: Sample | None) -> None:
-    """Predict before the first caller does, one row and then all of them.
-
-    Raises:
-        ShelflifeError: the answers are not those the preparing process got.
-    """
-    if sample is None:  # no real rows: the values may mean nothing to the model
-        columns = columns_of(spec, {f.name: [_ANY[f.kind]] for f in spec.features})
-        try:
-            model.infer(columns)
-        except Exception as error:
-            _log.info("warm_up_row_refused", extra={"error": str(error)})
-        return
-    columns = columns_of(spec, sample.inputs)
-    model.infer({name: array[:1] for name, array in columns.items()})
-    for name, array in model.infer(columns).items():
-        expected = np.array(sample.outputs[name])
-        if not np.allclose(array, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
-            worst = float(np.max(np.abs(array - expected)))
-            raise ShelflifeError(
-                f"{name}: answers here differ by up to {worst:g} from those at preparation; "
-                "expected the same library versions in both processes"
-            )
-
-
-_ANY: dict[Kind, Scalar] = {"numeric": 0.0, "integer": 0, "boolean": False, "categorical": ""}
-
-
-def _pointer_files(folder: Path) -> dict[str, Signature]:
-    found = {}
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return {}
-    for entry in entries:
-        if entry.name.endswith(".json") and not entry.name.startswith("."):
-            try:
-                status = entry.stat()
-            except FileNotFoundError:
-                continue
-            found[entry.name[:-5]] = (status.st_ino, status.st_mtime_ns, status.st_size)
-    return found
+            self._stir.wait(_POLL)

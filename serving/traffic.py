@@ -33,7 +33,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.ledger import Ledger
-from monitor.log.records import Prediction, SampleLog
+from monitor.log.records import LeftOut, Prediction, SampleLog
 
 Logged = Literal["committed", "accepted", "queued", "shed", "unsampled"]
 
@@ -89,6 +89,7 @@ class LogWriter:
         self._totals: Counter[tuple[str, str]] = Counter()
         self._unsaved: Counter[tuple[str, str]] = Counter()
         self._counting = threading.Lock()
+        self._left_out: Counter[LeftOut] = Counter()  # not yet told to the log
         self._thread = threading.Thread(target=self._work, name="log-writer", daemon=True)
 
     def start(self) -> None:
@@ -145,6 +146,15 @@ class LogWriter:
         if not self.overdue:
             await asyncio.wait({done}, timeout=self._wait)
         return done.result() if done.done() else "queued"
+
+    def leave_out(self, model: str, time: datetime, rate: float, rows: int) -> None:
+        """Rows outside the sample: the log counts them as seen with its next commit, within
+        seconds, so that `seen` is exact for every hour of event time."""
+        if rows:
+            hour = time.replace(minute=0, second=0, microsecond=0)
+            with self._counting:
+                self._left_out[model, hour, rate] += rows
+            self.count(model, "unsampled", rows)
 
     @property
     def overdue(self) -> bool:
@@ -262,7 +272,7 @@ class LogWriter:
         while True:
             started = monotonic()
             try:
-                self._log.append(rows, received=self._clock())
+                self._append_once(rows)
             except _UNAVAILABLE as error:
                 self._fail(group)
                 pause = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
@@ -280,6 +290,17 @@ class LogWriter:
                 self._cost += 0.2 * (monotonic() - started - self._cost)
                 return True
 
+    def _append_once(self, rows: Sequence[Prediction]) -> None:
+        """One transaction: rows, and the counts of those that were left out."""
+        with self._counting:
+            left_out = dict(self._left_out)
+        if not left_out:
+            self._log.append(rows, received=self._clock())
+            return
+        self._log.append(rows, received=self._clock(), left_out=left_out)
+        with self._counting:
+            self._left_out -= Counter(left_out)  # drops what reached zero
+
     def _fail(self, group: Sequence[_Batch]) -> None:
         """Answers need not wait for a log that is out of reach: those that do are told so."""
         with self._wake:
@@ -292,11 +313,13 @@ class LogWriter:
 
     def _save_counters(self) -> None:
         with self._counting:
-            amounts = dict(self._unsaved)
+            amounts, left_out = dict(self._unsaved), bool(self._left_out)
         if not amounts:
             return
         self._busy_since = monotonic()  # answers must not wait for this either
         try:
+            if left_out:
+                self._append_once([])
             with self._ledger.write() as tx:
                 self._ledger.count_in(tx, amounts)
         except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from time import sleep
 
+import msgspec
 import sqlalchemy as sa
 
 from core import schema
@@ -17,6 +18,7 @@ from monitor.alert import incidents
 from registry import promotion
 from registry.versions import Version
 from retrain import manual, policy, run
+from retrain.gate import forced
 from retrain.run import RunState
 from serving import deploy
 from serving.heartbeat import served_by
@@ -60,7 +62,10 @@ def champion_at(service: Service, model: str, *, at: datetime) -> Version:
     if version is None:
         known = ", ".join(service.registry.models()) or "none yet"
         if model in service.registry.models():
-            raise NotFound("champion of", model, f"no version was the champion at {iso(at)}")
+            hint = (
+                f"no version was the champion at {iso(at)}; `shelflife backtest` replays a history"
+            )
+            raise NotFound("champion of", model, hint)
         raise NotFound("model", model, f"registered models: {known}")
     return service.registry.get(model, str(version))
 
@@ -111,6 +116,7 @@ def promote_now(
 
     Raises:
         NotFound: no such model or version.
+        GateRefused: the gate refused the version, and who overrides it or why is not said.
     """
     if model not in service.registry.models():
         raise NotFound("model", model, f"registered models: {service.registry.models()}")
@@ -120,6 +126,7 @@ def promote_now(
         word = reason or f"`shelflife promote {model} {version}`"
         manual.approve(service.ledger, waiting, by=by, reason=word, at=at, direct=True)
         return carry(service, model, waiting, at=at)
+    word = _overruled(service, chosen, by=by, why=reason)
     champion = promotion.observe(service.registry, service.ledger, model, now=at)
     promotion.promote(
         service.registry,
@@ -129,11 +136,31 @@ def promote_now(
         expected=champion.version if champion else None,
         kind="forced",
         by=by,
-        reason=reason,
+        reason=word or reason,
         now=at,
         artifact=chosen.sha256,
     )
     return hand_over(service, model, at=at)
+
+
+def _overruled(service: Service, chosen: Version, *, by: str, why: str) -> str:
+    """A forced promotion in one sentence, also kept with the version and its run; empty where the
+    gate has not said no."""
+    if chosen.tags.get("shelflife.gate") not in ("refused", "asks"):
+        return ""
+    run_id = chosen.tags.get("shelflife.run_id", "")
+    try:
+        found = run.load(service.ledger, run_id).gate
+    except NotFound:  # of another installation's ledger
+        found, run_id = None, ""
+    result = forced(found, by=by, why=why)
+    if run_id:
+        with service.ledger.write() as tx:
+            text = msgspec.json.encode(result).decode()
+            mine = schema.runs.c.id == run_id
+            tx.execute(schema.runs.update().where(mine).values(gate=text))
+    service.registry.tag(chosen, gate="forced")
+    return result.reason
 
 
 def _waits_for(service: Service, model: str, version: str) -> str | None:
@@ -237,11 +264,13 @@ def served(service: Service, model: str, version: str, *, within: timedelta) -> 
     return deploy.wait_served(service.ledger, model, version, timeout=within).ok
 
 
-def acknowledge_now(service: Service, incident: int, *, by: str, at: datetime) -> None:
+def acknowledge_now(
+    service: Service, incident: int, *, by: str, at: datetime, reason: str = ""
+) -> None:
     """Somebody looks after it: no repeats until it is resolved.
 
     Raises:
         NotFound: no such incident.
     """
     with service.ledger.write() as tx:
-        incidents.acknowledge(tx, incident, by=by, at=at)
+        incidents.acknowledge(tx, incident, by=by, at=at, reason=reason)

@@ -19,9 +19,11 @@ from shelflife.service import wall_clock
 from shelflife.web import openapi
 from shelflife.web.control import Control
 from shelflife.web.edge import JSON, Bodies, edge
+from shelflife.web.hints import Hints
 from shelflife.web.ingest import Count, Ingest
 from shelflife.web.kserve import Events
 from shelflife.web.limits import Limits
+from shelflife.web.oncall import OnCall
 from shelflife.web.specs import Specs
 
 
@@ -43,9 +45,13 @@ class Api:
     ) -> None:
         specs, bodies = Specs(settings.home_path, ledger), Bodies(Limits.of(settings))
         clock = wall_clock
-        self.control = Control(ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
+        self.control = Control(settings, ledger, log, specs, bodies, snapshot=snapshot, clock=clock)
+        self.oncall = OnCall(settings, ledger, bodies, clock=clock)
         self.ingest = Ingest(settings, specs, log, bodies, count=count, clock=clock)
         self.events = Events(settings, specs, ledger, log, bodies, count=count, clock=clock)
+
+        secret = settings.mlflow.webhook_secret
+        self.hints = Hints(secret, ledger, bodies, clock=clock)
 
     def routes(self) -> list[Route]:
         """What to mount beside the inference routes."""
@@ -56,6 +62,8 @@ class Api:
             f"{one}/windows": control.windows,
             "/api/v1/commands/{id}": control.command,
             "/api/v1/incidents": control.incidents,
+            "/api/v1/incidents/{id}": self.oncall.incident,
+            "/runbooks/{cause}": self.oncall.runbook,
             "/api/v1/runs": control.runs,
             "/healthz": control.health,
             "/metrics": control.metrics,
@@ -67,8 +75,13 @@ class Api:
             f"{one}/cloudevents": self.events.receive,
             f"{one}/actions/{{action}}": control.act,
             "/api/v1/cloudevents": self.events.receive,
+            "/api/v1/hints/mlflow": self.hints.receive,
+            "/api/v1/incidents/{id}/{action}": self.oncall.act,
+            "/api/v1/silences/{id}/end": self.oncall.end,
         }
+        silences = edge(self.oncall.all_silences)
         return [
+            Route("/api/v1/silences", silences, methods=["GET", "POST"]),
             *(Route(path, edge(handler), methods=["GET"]) for path, handler in get.items()),
             *(Route(path, edge(handler), methods=["POST"]) for path, handler in post.items()),
         ]

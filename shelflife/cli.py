@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     """Every command with its options. Builds nothing heavy: `--help` must be instant."""
     from shelflife import __version__
     from shelflife.backtest.command import options as backtest_options
+    from shelflife.incidents_command import options as incident_options
+    from shelflife.incidents_command import silence_options
     from shelflife.log_command import options as log_options
     from shelflife.tokens_command import options as token_options
 
@@ -83,13 +85,16 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
-    for name, text in (("incidents", "what is open"), ("runs", "retraining runs")):
-        listed = add(name, f"{text}, newest first", *([who] if name == "runs" else []))
-        listed.add_argument("id", nargs="?", help=_ONE + (_OR_VERB if name == "runs" else ""))
-        if name == "runs":
-            listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
-        listed.add_argument("--model", help="only this model's")
-        listed.add_argument("--all", action="store_true", help="the finished ones too")
+    receivers = add("receivers", "who is told: list, test, enable, failed, replay")
+    receivers.add_argument("verb", nargs="?", default="list", choices=RECEIVER_VERBS)
+    receivers.add_argument("name", nargs="?", help="the receiver that is meant")
+    incident_options(add("incidents", "what is open; acknowledge, silence, resolve, …", who))
+    silence_options(add("silences", "what nobody wants to hear of: list, add, end", who))
+    listed = add("runs", "retraining runs, newest first", who)
+    listed.add_argument("id", nargs="?", help=_ONE + _OR_VERB)
+    listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
+    listed.add_argument("--model", help="only this model's")
+    listed.add_argument("--all", action="store_true", help="the finished ones too")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
     token_options(add("tokens", "who may use the API: create, list, revoke", who))
@@ -102,11 +107,16 @@ def parser() -> argparse.ArgumentParser:
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
 VERBS = ("approve", "reject", "resume", "abandon")
+#: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
+RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)
 #: Commands that must not pay for the imports of the others.
 _MODULES = {
     "compare": "shelflife.compare_command",
+    "receivers": "shelflife.receivers_command",
     "completion": "shelflife.completion",
+    "incidents": "shelflife.incidents_command",
+    "silences": "shelflife.incidents_command",
 }
 _PARTS = ("serve", "watch", "dashboard", "mlflow")
 _ONLY = "only these parts: " + ", ".join(_PARTS)

@@ -80,7 +80,7 @@ def _file(given: argparse.Namespace) -> str | None:
 def do_serve(given: argparse.Namespace) -> int:
     from shelflife.server import serve
 
-    return serve(Service.open(given.settings))
+    return serve(Service.open(given.settings), given.settings)
 
 
 def do_watch(given: argparse.Namespace) -> int:
@@ -196,7 +196,7 @@ def do_promote(given: argparse.Namespace) -> int:
 
     service = Service.open(given.settings)
     version = service.registry.get(given.model, given.version)
-    if version.tags.get("shelflife.gate") == "refused" and not given.force:
+    if version.tags.get("shelflife.gate") in ("refused", "asks") and not given.force:
         raise GateRefused(
             f"the gate refused version {given.version} of {given.model}; see `shelflife runs`, "
             "or promote it anyway with --force --reason WHY"
@@ -227,12 +227,6 @@ def _moved(service: Service, model: str, version: str) -> str:
     answering = actions.served(service, model, version, within=timedelta(seconds=15))
     how = {True: "and answers", False: "but no worker answers with it yet", None: "(not served)"}
     return f"{model}: version {version} is the champion {how[answering]}"
-
-
-def do_incidents(given: argparse.Namespace) -> int:
-    rows = show.fetch(Service.open(given.settings).ledger, "incidents", given)
-    _out(given, rows, show.incidents(rows, detailed=given.id is not None))
-    return OK
 
 
 def do_runs(given: argparse.Namespace) -> int:

@@ -140,7 +140,8 @@ def _run_of(service: Service, model: str, arguments: dict[str, Any]) -> str:
 
 
 def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
-    actions.acknowledge_now(service, int(arguments["incident"]), by=row.by, at=now)
+    number = int(arguments["incident"])
+    actions.acknowledge_now(service, number, by=row.by, at=now, reason=row.reason)
     return f"incident {arguments['incident']} acknowledged"
 
 

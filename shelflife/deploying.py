@@ -8,12 +8,14 @@ from datetime import datetime
 import msgspec
 
 from core.errors import NotReady, ShelflifeError
+from core.settings import InterpreterSettings, span
 from monitor.alert import incidents
 from monitor.results import Finding
 from registry import promotion
 from retrain import rollout
 from serving import deploy
 from serving.deploy import Deployed
+from serving.interpreters import Wanted
 from shelflife.service import Service
 from shelflife.tick import resolve_one_off
 
@@ -32,16 +34,33 @@ def deploy_model(service: Service, model: str, *, now: datetime) -> Deployed | N
     champion = promotion.observe(service.registry, service.ledger, model, now=now)
     second = None
     if champion is not None:
-        found = rollout.beside(service.ledger, model, champion.version, settings, at=now)
+        alias = service.registry.by_alias(model, "challenger")
+        found = rollout.beside(
+            service.ledger, model, champion.version, settings,
+            challenger=alias.version if alias is not None else "", at=now,
+        )  # fmt: skip
         if found is not None:
             second = deploy.Beside(**msgspec.structs.asdict(found))
     done = deploy.sync(
         service.registry, service.ledger, service.home, model,
-        trust_pickle=settings.trust_pickle, now=now, beside=second,
+        trust_pickle=settings.trust_pickle, now=now, beside=second, wanted=_wanted(service, model),
     )  # fmt: skip
     if done is not None and done.problem:
         log.warning("challenger_not_deployed", extra={"model": model, "error": done.problem})
     return done
+
+
+def _wanted(service: Service, model: str) -> Wanted:
+    """How the model's interpreter is chosen: serving's settings, and the model's own over them."""
+    own, common = service.model(model), service.settings.serving
+    shared = {name: getattr(common, name) for name in InterpreterSettings.__struct_fields__}
+    for name in ("backend", "profile"):
+        if getattr(own, name) is not None:
+            shared[name] = getattr(own, name)
+    budget = span(getattr(own, "latency_budget", "50ms")).total_seconds()
+    return Wanted(
+        settings=InterpreterSettings(**shared), threads=common.threads, budget_ms=budget * 1e3
+    )
 
 
 def deploy_all(service: Service, *, now: datetime) -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import sqlalchemy as sa
@@ -19,8 +17,8 @@ from packaging.version import Version as Release
 
 from core import schema
 from core.errors import ShelflifeError
-from core.settings import secret
 from core.times import spell
+from monitor.alert import outbox, receivers
 from shelflife.service import Service, wall_clock
 
 _DISK = 1e9  # bytes that should be free
@@ -171,17 +169,22 @@ def _receivers(service: Service) -> Iterator[Finding]:
     if not service.settings.receivers:
         mend = "add a receiver to the settings; `shelflife init` shows one"
         yield _warning("receivers", "none: nobody will be told of an incident", mend)
+    with service.ledger.read() as tx:
+        off = outbox.disabled(tx)
     for each in service.settings.receivers:
         name = f"receiver {each.name}"
         try:
-            secret(each.secret)
-            address = secret(each.url) if each.url.startswith(("env:", "file:")) else None
-            url = urlsplit(address.reveal() if address else each.url)
-            socket.getaddrinfo(url.hostname, url.port or 443)
-        except (ShelflifeError, OSError) as error:
+            receivers.build([each])
+        except ShelflifeError as error:
             yield _error(name, str(error), "mend its address or its secret")
             continue
-        yield _ok(name, "its address resolves" + ("" if each.secret else "; messages are unsigned"))
+        if each.name in off:
+            mend = f"shelflife receivers enable {each.name}"
+            yield _error(name, f"it is disabled: {off[each.name]}", mend)
+        else:
+            unsigned = each.type == "webhook" and not each.secret
+            text = f"{each.type}, set up" + ("; messages are unsigned" if unsigned else "")
+            yield _ok(name, f"{text}; `shelflife receivers test {each.name}` sends one")
 
 
 def _gpu(_service: Service) -> Iterator[Finding]:

@@ -157,12 +157,12 @@ def expected_outputs(
     except Exception as error:
         hint = "rows the estimator can answer; it was fitted on other columns or types"
         raise InputError("reference", f"{type(error).__name__}: {error}", hint) from error
-    if held_out or not _clonable(estimator) or len(inputs) < 2 * _FOLDS:
+    if held_out or not clonable(estimator) or len(inputs) < 2 * _FOLDS:
         return direct, "reference"
     labels = np.array(rows.labels, dtype=object if spec.task != "regression" else np.float64)
     outputs = pd.DataFrame(np.nan, index=inputs.index, columns=spec.outputs)
     for train, test in _folds(spec, inputs, labels, rows.timed):
-        fitted = _refit(estimator, inputs.iloc[train], labels[train])
+        fitted = refit(estimator, inputs.iloc[train], labels[train])
         if fitted is not None:
             outputs.iloc[test] = predict(fitted, spec, inputs.iloc[test]).to_numpy()
     if outputs.isna().all(axis=None):
@@ -170,7 +170,8 @@ def expected_outputs(
     return outputs, "out-of-fold"
 
 
-def _clonable(estimator: Any) -> bool:
+def clonable(estimator: Any) -> bool:
+    """Whether an unfitted copy of it can be made and fitted."""
     return hasattr(estimator, "get_params") and hasattr(estimator, "fit")
 
 
@@ -190,7 +191,8 @@ def _folds(spec: ModelSpec, inputs: pd.DataFrame, labels: np.ndarray, timed: boo
     return folds.split(inputs, labels.astype(str))
 
 
-def _refit(estimator: Any, inputs: pd.DataFrame, labels: np.ndarray) -> Any:
+def refit(estimator: Any, inputs: pd.DataFrame, labels: np.ndarray) -> Any:
+    """A clone fitted on rows; None where they lack a class that the estimator knows."""
     from sklearn.base import clone
 
     if labels.dtype == object:

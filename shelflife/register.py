@@ -22,10 +22,12 @@ from core.errors import InputError
 from core.settings import ModelSettings, span
 from core.spec import Metric, ModelSpec, valid_name
 from monitor.log.records import Label, Prediction
+from shelflife.backtested import lives
 from shelflife.reference import Reference, expected_outputs, plain, prepare
 
 if TYPE_CHECKING:
     from monitor.baseline import Baseline
+    from monitor.measure.lives import Path as LifePath
     from registry.versions import Version
     from shelflife.service import Service
 
@@ -99,7 +101,10 @@ def register(
     tell(f"measuring what to expect: {len(rows.inputs):,} rows, {len(spec.features)} inputs")
     outputs, how = expected_outputs(spec, estimator, rows, held_out=held_out)
     rhythm = service.model(name)
-    files = baseline_files(spec, rows, outputs, rhythm, how=how, now=now, held_out=held_out)
+    tested = () if held_out else lives(spec, estimator, rows)
+    files = baseline_files(
+        spec, rows, outputs, rhythm, how=how, now=now, held_out=held_out, tested=tested
+    )
     tell("registering it in MLflow")
     tags = {"shelflife.trigger": "register", "shelflife.promoted_by": by or "register"}
     if uri:
@@ -145,8 +150,13 @@ def baseline_files(
     how: str,
     now: datetime,
     held_out: bool,
+    tested: tuple[LifePath, ...] = (),
 ) -> dict[str, bytes]:
-    """`spec.json`, `baseline.json` and `reference.parquet` of a version."""
+    """`spec.json`, `baseline.json` and `reference.parquet` of a version.
+
+    Args:
+        tested: back-tested lives, for its first forecasts of the shelf life.
+    """
     from monitor import baseline as baselines
 
     built, sample = first_baseline(
@@ -156,7 +166,7 @@ def baseline_files(
     sample.to_parquet(buffer, index=False)
     return {
         "spec.json": msgspec.json.encode(spec),
-        "baseline.json": baselines.dump(built),
+        "baseline.json": baselines.dump(msgspec.structs.replace(built, lives=tested)),
         "reference.parquet": buffer.getvalue(),
     }
 

@@ -81,7 +81,9 @@ _NEXT = {
     "failed": "mend what the run says, then shelflife retrain {model}",
 }
 #: One-off incidents that a promotion ends: what failed has been made up for.
-_MENDED = ("retrain_failed", "rollback", "rollback_advised")
+_MENDED = ("retrain_failed", "promotion_failed", "rollback", "rollback_advised")
+#: Steps of a run in which what fails is its promotion.
+_PROMOTING = ("shadow", "canary", "promote", "serve")
 
 
 def _tell(service: Service, state: run.RunState, at: datetime) -> None:
@@ -111,9 +113,22 @@ def _tell(service: Service, state: run.RunState, at: datetime) -> None:
                 resolve_one_off(tx, context, cause, f"run {state.id} promoted a successor", at)
         if state.state == "failed":
             _page(tx, service, state, context, at)
+        elif state.state == "waiting" and not _heard_of(tx, state):
+            _ask(tx, service, state, context, at)
+        elif state.finished:
+            resolve_one_off(tx, context, "approval", f"run {state.id} {state.state}", at)
+
+
+def _heard_of(tx: sa.Connection, state: run.RunState) -> bool:
+    """Whether somebody hears of the run by the incident that it answers."""
+    if state.incident_id is None:
+        return False
+    return incidents.get(tx, state.incident_id).state in ("open", "acknowledged")
 
 
 def _asked(state: run.RunState) -> str:
+    if state.gate is not None and state.gate.asks:
+        return f"version {state.candidate} waits for a person: {state.gate.reason}"
     return f"version {state.candidate} passed the gate and waits for a person"
 
 
@@ -124,16 +139,35 @@ def _page(
     context: MessageContext,
     at: datetime,
 ) -> None:
+    step = "retraining" if state.step not in _PROMOTING else "the promotion"
     finding = Finding(
-        cause="retrain_failed",
+        cause="retrain_failed" if state.step not in _PROMOTING else "promotion_failed",
         severity="page",
-        title=f"retraining failed; v{state.champion} still serves",
+        title=f"{step} failed; v{state.champion} still serves",
         text=state.outcome,
         since=at,
     )
     incidents.open_incident(
-        tx, service.ledger, context=context, version=state.champion, finding=finding, at=at
-    )
+        tx, service.ledger, context=context, version=state.champion, finding=finding, at=at,
+        of=state.incident_id,
+    )  # fmt: skip
+
+
+def _ask(
+    tx: sa.Connection,
+    service: Service,
+    state: run.RunState,
+    context: MessageContext,
+    at: datetime,
+) -> None:
+    """A ticket for a run that waits and answers no incident; another has its own to be told on."""
+    title = f"v{state.candidate} passed the gate and waits for approval"
+    finding = Finding(cause="approval", severity="ticket", title=title, text=title, since=at)
+    number = incidents.open_incident(
+        tx, service.ledger, context=context, version=state.champion, finding=finding, at=at,
+        of=state.incident_id,
+    )  # fmt: skip
+    incidents.attach_run(tx, number, state.id)
 
 
 def clean(service: Service, *, now: datetime) -> list[str]:

@@ -18,13 +18,17 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
+from core.errors import SettingsError
 from core.settings import Settings
 from serving import app as inference
+from shelflife import workers
 from shelflife.api import Api
 from shelflife.log_lines import Lines
 from shelflife.service import Service, wall_clock
 from shelflife.web.gatekeeper import Gatekeeper, proxy_secret
+from shelflife.web.predict import Predict
 
 
 def build(service: Service) -> Starlette:
@@ -49,17 +53,26 @@ def build(service: Service) -> Starlette:
     gates = []
     if settings.access.enabled:
         proxy_secret(settings.access)  # a mistake in it is known before the first request
+        if settings.serving.grpc_port is not None:
+            expected = "null while access.enabled is true: gRPC has no gatekeeper"
+            raise SettingsError("serving.grpc_port", settings.serving.grpc_port, expected)
         gates.append(Middleware(Gatekeeper, settings=settings, ledger=service.ledger))
+    predict = Predict(settings, serving.answering, serving.rest)
+    frames = Route("/api/v1/models/{model}/predict", predict.predict, methods=["POST"])
     return Starlette(
-        routes=[*serving.routes, *api.routes()],
+        routes=[*serving.routes, frames, *api.routes()],
         middleware=gates,
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
 
 
-def serve(service: Service) -> int:
+def serve(service: Service, file: str | None = None) -> int:
     """Answer requests until SIGINT or SIGTERM; what waits to be logged is committed first.
+
+    Args:
+        file: the settings file, for workers (`serving.workers`) to read; they find the default one
+            by themselves when None.
 
     A second signal cuts short what is being answered, never what was promised to be logged: the
     interpreter ends by itself, and the log's writer commits its queue on the way out.
@@ -67,13 +80,20 @@ def serve(service: Service) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    serving, listener = service.settings.serving, workers.inherited()
+    if serving.workers > 1 and listener is None:
+        command = [sys.executable, "-m", "shelflife.cli", "serve"]
+        named = ["--settings", file] if file else []
+        with workers.listen(serving.host, serving.port) as shared:
+            return workers.Workers([*command, *named], shared, serving.workers).run()
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
     sys.setswitchinterval(0.0001)
     # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
     signal.signal(signal.SIGTERM, _leave)
     with suppress(KeyboardInterrupt):
-        uvicorn.run(build(service), **options(service.settings))
+        config = uvicorn.Config(build(service), **options(service.settings))
+        uvicorn.Server(config).run(sockets=None if listener is None else [listener])
     service.close()
     return 0
 

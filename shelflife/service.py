@@ -17,6 +17,7 @@ from monitor.log.admission import Admission, Rule
 from monitor.log.log import InferenceLog
 from monitor.log.privacy import privacy_of
 from monitor.log.storage import open_storage
+from shelflife import oncall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,8 @@ def _rule(settings: ModelSettings, where: str) -> Rule:
 class Service:
     """The stores behind a settings file, opened when first used."""
 
+    foresees = True  # checks forecast the shelf life and ask old versions in shadow
+
     def __init__(self, settings: Settings, *, folder: Path | None = None) -> None:
         self.settings = settings
         self.folder = folder or Path.cwd()  # of the settings file; a user's trainer lies there
@@ -61,7 +64,9 @@ class Service:
         if named is None and not Path(SETTINGS_FILE).is_file():
             return cls(Settings(home=str(Path(".shelflife").resolve())))
         file = Path(named or SETTINGS_FILE)
-        return cls(load(file), folder=file.resolve().parent)
+        settings = load(file)
+        oncall.check_settings(settings)
+        return cls(settings, folder=file.resolve().parent)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -122,19 +127,11 @@ class Service:
 
     def context(self, model: str, version: Version | None, *, command: str = "") -> MessageContext:
         """What every message about a model says besides its finding."""
-        chosen = self.model(model)
-        known = self.settings.receivers
-        wanted = [r for r in known if not chosen.receivers or r.name in chosen.receivers]
-        dashboard = self.settings.dashboard
         ui = self.mlflow_ui
-        return MessageContext(
-            model=model,
+        return oncall.context(
+            self.settings,
+            model,
             version=version.version if version else "",
-            owner=chosen.owner,
-            runbook=chosen.runbook,
-            environment=self.settings.environment,
-            receivers=tuple((r.name, r.severities) for r in wanted),
-            dashboard_url=dashboard.url or f"http://{dashboard.host}:{dashboard.port}",
             mlflow_url=ui + self.registry.url(version) if version else ui,
             command=command,
         )

@@ -60,6 +60,7 @@ def check(result: TickResult) -> str:
         f"  rows {found.rows:,}, labelled {found.labelled:,}",
         f"  {performance(found.performance)}",
     ]
+    lines += [f"  {line}" for line in _figures(found)]
     lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
     if found.causes_why:
         lines.append(f"  what carries the loss: {found.causes_why}")
@@ -75,6 +76,21 @@ def check(result: TickResult) -> str:
     if decision.would_change:
         lines.append(f"  would change it: {decision.would_change}")
     return "\n".join(lines)
+
+
+def _figures(found: CheckResult) -> list[str]:
+    from monitor import figure_words
+
+    lines = []
+    if found.measured is not None and found.measured.source.rows:
+        lines += figure_words.measured_lines(found.measured, found.performance.metric)
+    if found.estimated is not None:
+        lines += figure_words.estimate_lines(found.estimated)
+    if found.proof is not None:
+        lines.append(figure_words.proof_line(found.proof))
+    if found.shelf_life is not None:
+        lines += figure_words.shelf_life_lines(found.shelf_life)
+    return [line for line in (*lines, figure_words.age_line(found.staleness)) if line]
 
 
 def _drift(found: CheckResult) -> list[str]:
@@ -133,7 +149,7 @@ def fetch(ledger: Ledger, name: str, given: argparse.Namespace) -> list[Row]:
         wanted = int(given.id) if name == "incidents" and given.id.isdigit() else given.id
         query = query.where(table.c.id == wanted)
     elif not given.all and name == "incidents":
-        query = query.where(table.c.state != "resolved")
+        query = query.where(table.c.state.in_(("open", "acknowledged")))
     if given.model:
         query = query.where(table.c.model == given.model)
     with ledger.read() as tx:
@@ -170,6 +186,11 @@ def incidents(rows: Sequence[Row], *, detailed: bool) -> str:
             lines.append(f"       {finding.get('text', '')}")
             events = row.get("events", [])
             lines += [f"       {e['at']:%Y-%m-%d %H:%M}  {e['kind']}: {e['text']}" for e in events]
+            if row["muted"]:
+                lines.append(f"       nobody is told: {row['muted']}")
+            for sent in row.get("messages", []):
+                error = f" ({sent['error']})" if sent["error"] else ""
+                lines.append(f"       {sent['type']} to {sent['receiver']}: {sent['state']}{error}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ TEMPLATE = """\
 #   ui: ""                    # address of an MLflow UI that already runs; started here when empty
 #   port: 5000
 #   poll_every: 2s            # an alias moved in the MLflow UI is obeyed within this time
+#   webhook_secret: ""        # env:NAME of the secret of MLflow's webhooks, which hasten a poll
 
 # serving:
 #   host: 127.0.0.1
@@ -27,8 +28,15 @@ TEMPLATE = """\
 #   max_body_mb: 8
 #   log_queue_rows: 20000     # rows waiting to be logged; above it they are shed and counted
 #   log_wait: 1s              # longest an answer waits for its row to be committed
-#   max_batch: 256
-#   threads: 1
+#   max_batch: 256            # most rows predicted together
+#   threads: 1                # of one prediction
+#   workers: 1                # processes that answer on the one port
+#   grpc_port: null           # of the gRPC service (`shelflife[grpc]`); none when not set
+#   queue_rows: 10000         # rows that may wait for one model; beyond it: 429
+#   answer_within: 30s        # longest a request may take, unless it says so itself
+#   load_within: 10s          # longest a request waits for its model to be loaded again
+#   memory_mb: 0              # of models in a worker; those unused longest make room; 0: no limit
+#   inline: 2ms               # shorter predictions are made without a thread
 
 # ingest:                     # predictions and labels from elsewhere, /api/v1
 #   max_body_mb: 8            # before and after decompression
@@ -55,13 +63,46 @@ TEMPLATE = """\
 #   proxy_secret: ""          # env:NAME or file:/path of what it sends as X-Shelflife-Proxy
 #   requests_per_minute: 6000 # of one identity; tokens may have a rate of their own
 
-# receivers:                  # who is told of incidents
+# receivers:                  # who is told of incidents; `shelflife receivers test NAME`
 #   - name: on-call
-#     type: webhook           # signed as Standard Webhooks 1.0 says
-#     url: env:ONCALL_WEBHOOK_URL
-#     secret: env:ONCALL_WEBHOOK_SECRET
+#     type: webhook           # signed as Standard Webhooks 1.0 says; or slack, pagerduty,
+#                             # alertmanager, email
+#     url: env:ONCALL_WEBHOOK_URL  # alertmanager: its root; email: smtp://host or smtps://host
+#     secret: env:ONCALL_WEBHOOK_SECRET  # pagerduty: routing key; email: user:password
 #     severities: [page, ticket]
 #     timeout: 15s
+#     allow: []               # inner networks it may lie in, such as 10.1.0.0/16; plain http too
+#     ca: ""                  # PEM file of authorities; Mozilla's when empty
+#     sender: ""              # email: from
+#     to: []                  # email: addresses
+#     refresh_every: 1m       # alertmanager: open incidents are sent again, or they expire
+
+# heartbeat:                  # somebody else misses it when the monitor stops
+#   url: ""                   # asked (GET) while the monitor works; env:NAME, file:/path
+#   receiver: ""              # gets a monitor.heartbeat message while the monitor works
+#   every: 1m
+#   allow: []                 # as for receivers
+#   ca: ""
+
+# alerts:                     # who hears of what, and when (docs/oncall.md)
+#   opens: {}                 # by cause, such as {broken_feed: 2/3}: two of three checks open
+#   clears: 2                 # clear checks in a row that resolve; more after every relapse
+#   memory: 24                # checks within which ups and downs count as flapping
+#   route:                    # as in Alertmanager: the first child that matches takes it
+#     match: []               # such as ['severity="page"', 'owner=~"crm|sales"']
+#     receivers: []           # all when empty
+#     group_by: [model, cause]  # incidents alike in these share a message
+#     group_wait: 0s          # how long the first one waits for others
+#     group_interval: 0s      # least time between two messages of a group
+#     repeat_interval: 7d     # the model's repeat_every when not set
+#     escalate_after: 1h      # pages nobody acknowledged go to escalate_to, too
+#     escalate_to: []
+#     continue: false         # let the siblings after it match as well
+#     routes: []              # children of the same keys
+#   maintenance: []           # such as {reason: backups, days: [sun], start: "02:00", end: "04:00"}
+#   mutes: []                 # such as {source: ['cause="no_data"'], target: ['cause="stale"']}
+#   runbooks: ""              # URL to which /<cause> is appended; shelflife's own when empty
+#   templates: {}             # own words, by cause or for finding, resolved, step, group
 
 defaults:                     # for every model, unless its own section says otherwise
   owner: ""                   # who answers for the model; named in every message
@@ -71,11 +112,16 @@ defaults:                     # for every model, unless its own section says oth
   # min_rows: 50              # fewer rows or labels are `insufficient_data`, never an alarm
   # metric: brier             # brier, log_loss (classification); mae, rmse (regression)
   tolerance: 0.1              # how much worse than expected, relative to the baseline
+  # threshold: 0.5            # probability from which a binary answer counts as positive
+  # quantile: 0.5             # that a regression predicts, for its pinball loss
+  # segments: []              # input columns whose levels are scored by themselves
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive
   # no_data_after: 2h         # silence longer than this is a page; two windows when not set
+  # late_data_after: 7d       # rows that arrive later than this are late; the window when not set
+  # no_labels_after: 14d      # silence of labels; two windows and label_delay when not set
   # sample_rate: 1.0          # share of predictions that are logged
   # retention: 400d           # older rows and their labels are deleted; kept for ever when not set
   # privacy:                  # what may not be logged is not monitored either
@@ -85,9 +131,13 @@ defaults:                     # for every model, unless its own section says oth
   #   key: ""                 # env:NAME or file:/path of the hash's secret
   # durability: strict        # strict: answered after the row is committed; relaxed: at once
   # commit_within: 10ms        # relaxed: what a crash can lose
+  # latency_budget: 50ms      # of waiting and predicting together; batches are kept that small
+  # weight: 1                 # share of processor and memory under load
+  # pinned: false             # never taken out of memory for another model
   # trust_pickle: false       # true runs any code that a pickled model contains
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
+  # labels: {}                # of its incidents, for routes and silences
   # quality:
   #   missing_points: 0.2     # rise of a missing share that breaks the feed
   #   unseen_share: 0.2       # share of never seen categories that does
@@ -98,7 +148,7 @@ defaults:                     # for every model, unless its own section says oth
     cooldown: 7d
     # budget_per_quarter: 12
     # min_new_labels: 200
-    # cost_of_run: 0.2        # in expected losses of one check window
+    # cost_of_run: 0.2        # of one training job, in expected losses of one check window
     # rows: 0                 # train on at most so many of the newest rows; 0: all
     # windows: [recent, all, since_change, blend]  # what competes; decay: older rows weigh less
     # recent_rows: 0          # rows of the window recent; 0: those of the first version
@@ -125,6 +175,7 @@ defaults:                     # for every model, unless its own section says oth
     #   canary_for: 1d        # for so long, or so many rows
     #   undecided: promote    # or refuse: at the end, when nothing is proven
     #   watch_in_shadow: false  # let the old champion answer a copy while it is compared
+    #   shadow_challenger: true  # let what a person makes challenger answer a copy
     # gate:
     #   rule: ahead           # ahead (newer rows weigh more), superior or not_worse
     #   confidence: 0.9       # one-sided, of the interval and of every "clearly worse"

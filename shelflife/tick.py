@@ -20,8 +20,8 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
-from monitor import profiles, scores
-from monitor.alert import incidents
+from monitor import estimates, lifetimes, profiles, scores
+from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
 from monitor.results import CheckResult, Finding, WindowScore
@@ -31,6 +31,7 @@ from registry.promotion import observe
 from retrain import evidence as evidences
 from retrain import observing, policy, run, watch
 from retrain.probe import Observation
+from shelflife import foresight
 from shelflife.asking import asking
 from shelflife.service import Service
 
@@ -61,6 +62,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         service.ledger, model, after=evidence.window_start, until=evidence.window_end
     )
     history = checks.recent(service.ledger, model, before=at, limit=_HISTORY)
+    foresight.complete(service, version, evidence, history, at=at)
     facts = checks.ModelFacts(
         version=version.version,
         registered=baseline.created,
@@ -94,6 +96,7 @@ def tick(
     decision = decide(service, champion, result, seen, at=at)
     context = _context(service, champion, decision, at)
     past = _rescore(service, champion, result, at)
+    points = foresight.lived(service, champion, result, past, at=at)
     with service.ledger.write() as tx:
         if lease is not None:
             lease.guard(tx)
@@ -101,6 +104,9 @@ def tick(
         profiles.keep(tx, model, champion.version, service.baseline(champion)[0].columns)
         if past is not None:
             scores.record(tx, service.ledger, past)
+        estimates.record(tx, service.ledger, result)
+        estimates.settle(tx, model, at=at)
+        lifetimes.record(tx, service.ledger, model, points, at=at)
         if seen is not None:
             observing.record(tx, service.ledger, model, champion.version, seen)
         changes = incidents.apply(
@@ -108,10 +114,10 @@ def tick(
             service.ledger,
             context=context,
             version=champion.version,
-            findings=result.findings,
+            findings=signs.findings(result),
+            signs=signs.first_signs(result),
             at=at,
             checked=judged_causes(result, service.model(model).min_rows),
-            repeat=span(service.model(model).repeat_every),
         )
         run_id = None
         if decision.action == "retrain":
@@ -145,9 +151,7 @@ def _rescore(
 ) -> scores.Rescored | None:
     """Past windows scored again, where labels landed since the tick before."""
     settings, spec = service.model(champion.model), service.baseline(champion)[0].spec
-    lag = dict(result.labels.lag) if result.labels else {}
-    late = timedelta(seconds=max(lag[0.95], 0.0)) if 0.95 in lag else None
-    metric = checks.chosen_metric(spec, settings)
+    metric, late = checks.chosen_metric(spec, settings), foresight.late(result)
     return scores.rescore(service.ledger, service.log, spec, metric, settings, at=at, late=late)
 
 
@@ -293,8 +297,18 @@ def _announce_rollback(
         since=at,
     )
     incidents.open_incident(
-        tx, service.ledger, context=context, version=champion.version, finding=finding, at=at
-    )
+        tx, service.ledger, context=context, version=champion.version, finding=finding, at=at,
+        of=_story(tx, champion),
+    )  # fmt: skip
+
+
+def _story(tx: sa.Connection, champion: Version) -> int | None:
+    """The incident that a run promoted this version to answer, if one did."""
+    moves, runs = schema.promotions, schema.runs
+    mine = (moves.c.model == champion.model) & (moves.c.version == champion.version)
+    query = sa.select(runs.c.incident_id).select_from(moves).join(runs, runs.c.id == moves.c.run_id)
+    found: int | None = tx.scalar(query.where(mine).order_by(moves.c.id.desc()).limit(1))
+    return found
 
 
 def _advise_rollback(
@@ -315,8 +329,9 @@ def _advise_rollback(
     )
     advice = msgspec.structs.replace(context, next=f"shelflife rollback {champion.model}")
     incidents.open_incident(
-        tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at
-    )
+        tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at,
+        of=_story(tx, champion),
+    )  # fmt: skip
 
 
 def _context(
@@ -342,7 +357,7 @@ def _incident_for(tx: sa.Connection, model: str) -> int | None:
     table = schema.incidents
     rows = tx.execute(
         sa.select(table.c.id, table.c.cause)
-        .where(table.c.model == model, table.c.state != "resolved")
+        .where(table.c.model == model, table.c.state.in_(("open", "acknowledged", "noticed")))
         .order_by(table.c.id)
     ).all()
     for cause in ("decay", "stale", "drift"):

@@ -1,9 +1,14 @@
 """Every cause of an incident: its message types, its symbol, its words, and what a person can do.
 
-A cause that is not listed still opens an incident and sends messages, in general words.
+Severity goes by consequence. Somebody is paged for loss of performance, for data that is broken or
+missing, for a promotion or rollback that failed, for callers nobody answers and for a monitor that
+is blind. The rest is a ticket. Each cause has a page of its own in `docs/runbooks`; a cause that is
+not listed still opens an incident and sends messages, in general words.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from msgspec import Struct
 
@@ -17,6 +22,7 @@ class Cause(Struct, frozen=True, kw_only=True):
     symbol: str  # the state's shape, as on the dashboard
     says: str  # completes "repurchase …"
     over: str  # the same, once it is resolved
+    severity: Literal["page", "ticket"]  # by consequence
     detected: str  # message types: dotted words
     resolved: str = _ENDED
     next: tuple[str, ...] = ()  # what a person can do now; {model} and {incident} are filled in
@@ -25,6 +31,7 @@ class Cause(Struct, frozen=True, kw_only=True):
 CAUSES: dict[str, Cause] = {
     "decay": Cause(
         symbol="▲",
+        severity="page",
         says="is decaying",
         over="is no longer decaying",
         detected="model.decay.detected",
@@ -33,6 +40,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "drift": Cause(
         symbol="◐",
+        severity="ticket",
         says="is drifting",
         over="is no longer drifting",
         detected="model.drift.detected",
@@ -41,6 +49,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "stale": Cause(
         symbol="◷",
+        severity="ticket",
         says="is stale",
         over="is no longer stale",
         detected="model.stale.detected",
@@ -49,6 +58,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "broken_feed": Cause(
         symbol="■",
+        severity="page",
         says="has a broken feed",
         over="has a sound feed again",
         detected="model.broken_feed.detected",
@@ -57,14 +67,40 @@ CAUSES: dict[str, Cause] = {
     ),
     "no_data": Cause(
         symbol="■",
+        severity="page",
         says="gets no data",
         over="gets data again",
         detected="model.data_missing.detected",
         resolved="model.data_missing.resolved",
         next=("see whether callers still reach the endpoint", "acknowledge {incident}"),
     ),
+    "late_data": Cause(
+        symbol="◷",
+        says="gets its data late",
+        over="gets its data in time again",
+        detected="model.data_late.detected",
+        resolved="model.data_late.resolved",
+        next=("see what holds the rows up", "acknowledge {incident}"),
+    ),
+    "late_labels": Cause(
+        symbol="◷",
+        says="gets no labels",
+        over="gets labels again",
+        detected="model.labels_late.detected",
+        resolved="model.labels_late.resolved",
+        next=("see what holds the labels up", "acknowledge {incident}"),
+    ),
+    "shelf_life": Cause(
+        symbol="◷",
+        says="nears the end of its shelf life",
+        over="no longer nears the end of its shelf life",
+        detected="model.shelf_life.detected",
+        resolved="model.shelf_life.resolved",
+        next=("shelflife retrain {model}", "acknowledge {incident}"),
+    ),
     "retrain_failed": Cause(
         symbol="▲",
+        severity="page",
         says="could not be retrained",
         over="is no longer held up by a failed run",
         detected="retrain.failed",
@@ -72,6 +108,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "promotion_failed": Cause(
         symbol="▲",
+        severity="page",
         says="could not be promoted",
         over="is no longer held up by a failed promotion",
         detected="model.promotion_failed",
@@ -79,6 +116,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "deploy_failed": Cause(
         symbol="▲",
+        severity="page",
         says="could not be deployed",
         over="is no longer held up by a failed deployment",
         detected="model.deploy_failed",
@@ -86,16 +124,57 @@ CAUSES: dict[str, Cause] = {
     ),
     "rollback": Cause(
         symbol="▲",
+        severity="page",
         says="was rolled back",
         over="is past its rollback",
         detected="model.rolled_back",
         next=("look at the withdrawn version before promoting again", "acknowledge {incident}"),
     ),
+    "rollback_advised": Cause(
+        symbol="▲",
+        severity="page",
+        says="would do better with its predecessor",
+        over="needs no rollback any more",
+        detected="model.rollback_advised",
+        next=("shelflife rollback {model}", "compare both in MLflow", "acknowledge {incident}"),
+    ),
+    "serving_down": Cause(
+        symbol="■",
+        severity="page",
+        says="answers nobody",
+        over="answers again",
+        detected="model.serving_down.detected",
+        resolved="model.serving_down.resolved",
+        next=("shelflife doctor", "start `shelflife serve`", "acknowledge {incident}"),
+    ),
+    "shelf_life": Cause(
+        symbol="◷",
+        severity="ticket",
+        says="is about to go stale",
+        over="has shelf life left again",
+        detected="model.shelf_life.detected",
+        resolved="model.shelf_life.resolved",
+        next=(
+            "shelflife retrain {model}",
+            "see that enough labels arrive",
+            "acknowledge {incident}",
+        ),
+    ),
+    "approval": Cause(
+        symbol="◷",
+        severity="ticket",
+        says="waits for approval",
+        over="waits for nobody any more",
+        detected="candidate.registered",
+        next=("compare the candidate in MLflow", "shelflife runs --model {model}"),
+    ),
     "monitor": Cause(
         symbol="■",
+        severity="page",
         says="is not being watched",
         over="is being watched again",
         detected="monitor.unhealthy",
+        resolved="monitor.healthy",
         next=("shelflife doctor", "acknowledge {incident}"),
     ),
 }
@@ -109,7 +188,11 @@ STEPS = (
     "candidate.registered",
     "model.promoted",
     "model.rolled_back",
+    "model.watched",
 )
+
+#: Types of messages that speak of an incident, or of several, in other ways.
+OTHERS = ("incident.escalated", "incident.group", "incident.group.resolved")
 
 
 def cause(name: str) -> Cause:
@@ -119,12 +202,15 @@ def cause(name: str) -> Cause:
         return known
     words = name.replace("_", " ")
     return Cause(
-        symbol="▲", says=f"has an incident ({words})", over=f"is past its incident ({words})",
+        symbol="▲",
+        severity="page",
+        says=f"has an incident ({words})",
+        over=f"is past its incident ({words})",
         detected="incident.opened",
-    )  # fmt: skip
+    )
 
 
 def message_types() -> frozenset[str]:
     """Every type a message can have; the documentation lists them."""
     told = {kind for known in CAUSES.values() for kind in (known.detected, known.resolved)}
-    return frozenset({*told, *STEPS, cause("").detected})
+    return frozenset({*told, *STEPS, *OTHERS, cause("").detected})

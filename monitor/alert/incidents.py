@@ -1,8 +1,8 @@
-"""Findings become incidents: opened once, told rarely, resolved when they are over for good.
+"""Findings become incidents: noticed, opened, told rarely, resolved when they are over for good.
 
-One unresolved incident per model and cause (`open_key` is unique). A check's findings, the
-incident's row, its timeline and the messages about it are written in the caller's transaction:
-all of them or none. Whoever was told of an incident is told of its end.
+One unresolved incident per model and cause (`open_key` is unique). What a check's findings do to it
+is decided by the state machine of `monitor.alert.lifecycle`; here its row, its timeline and the
+messages about it are written in the caller's transaction: all of them or none.
 
 `seen`, `clear` and `updated` follow the checks alone: applying a check twice, or an older one
 late, changes nothing.
@@ -10,7 +10,7 @@ late, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,8 +20,11 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import InputError
 from core.ledger import Ledger
-from monitor.alert import journal, messages, outbox
+from monitor.alert import journal, lifecycle, messages, records
+from monitor.alert.causes import cause as cause_of
+from monitor.alert.dispatch import Desk
 from monitor.alert.journal import acknowledge, add_event, attach_run, resolve, set_report
+from monitor.alert.lifecycle import RANK, Life, Signal, Step
 from monitor.alert.messages import MessageContext
 from monitor.alert.records import (
     Change,
@@ -34,16 +37,14 @@ from monitor.alert.records import (
     timeline,
     unresolved,
 )
+from monitor.alert.turn import Turn
 from monitor.results import Finding
 
 __all__ = [
     "Incident", "IncidentChange", "IncidentEvent", "acknowledge", "add_event", "apply",
-    "attach_run", "find", "get", "open_incident", "resolve", "set_report", "timeline", "unresolved",
+    "attach_run", "find", "get", "open_incident", "resolve", "set_report", "timeline", "turn",
+    "unresolved",
 ]  # fmt: skip
-
-REPEAT = timedelta(days=7)  # of event time: how often an unresolved incident is told again
-CLEARS = 2  # clear checks in a row that resolve
-_RANK = {"note": 0, "ticket": 1, "page": 2}
 
 
 def apply(
@@ -55,7 +56,8 @@ def apply(
     findings: Sequence[Finding],
     at: datetime,
     checked: frozenset[str],
-    repeat: timedelta = REPEAT,
+    signs: Sequence[Finding] = (),
+    repeat: timedelta | None = None,
 ) -> list[IncidentChange]:
     """Bring the model's incidents up to what a check found.
 
@@ -69,25 +71,25 @@ def apply(
         at: the moment of the check, event time.
         checked: causes this check was able to judge; others stay as they are. A cause that was
             found counts as judged.
-        repeat: a message is repeated when the last one is older than this and nobody has
-            acknowledged.
+        signs: what may become a finding at the next check; noticed, and told nobody.
+        repeat: instead of the context's.
     """
+    if repeat is not None:
+        context = msgspec.structs.replace(context, repeat=repeat)
     found, held = _by_cause(findings)
+    seen = {sign.cause: messages.cleaned(sign) for sign in signs}
     known = {incident.cause: incident for incident in unresolved(tx, context.model, lock=True)}
-    changes: list[IncidentChange | None] = []
-    for cause in sorted(found.keys() | known.keys() & (checked | held)):
-        incident, finding = known.get(cause), found.get(cause)
-        if incident is None and finding is not None:
-            changes.append(_open(tx, ledger, context, version, finding, at))
-        elif incident is None or at <= incident.updated:
-            continue
-        elif finding is not None:
-            changes.append(_found(tx, context, version, incident, finding, at, repeat))
+    book = _Book(tx, ledger, context, version, at)
+    for cause in sorted(found.keys() | seen.keys() | known.keys() & (checked | held)):
+        finding, signal = found.get(cause), "clear"
+        if finding is not None:
+            signal = "found"
         elif cause in held:
-            journal.change(tx, incident.id, clear=0, updated=at)
-        else:
-            changes.append(_clear(tx, ledger, context, incident, at))
-    return [change for change in changes if change is not None]
+            signal = "held"
+        elif cause in seen:
+            finding, signal = seen[cause], "sign"
+        book.observe(cause, known.get(cause), signal, finding)  # type: ignore[arg-type]
+    return book.close()
 
 
 def open_incident(
@@ -98,7 +100,7 @@ def open_incident(
     version: str,
     finding: Finding,
     at: datetime,
-    repeat: timedelta = REPEAT,
+    of: int | None = None,
 ) -> int:
     """Open an incident for something that happened once (retrain_failed, rollback, …).
 
@@ -106,21 +108,222 @@ def open_incident(
     It stays until `resolve` ends it. Returns the incident's id; of the one that already tells of
     this moment or a later one, if the same occurrence is reported again.
 
+    Args:
+        of: the incident it is a chapter of: a run that answers decay fails, its promotion is taken
+            back. While that one is unresolved it goes on under its id, as grave as this; otherwise
+            the new one names it as its story.
+
     Raises:
         InputError: the finding is a note.
     """
     finding = messages.cleaned(finding)
     if finding.severity == "note":
         raise InputError("severity", finding.severity, "page or ticket: a note opens no incident")
-    incident = find(tx, context.model, finding.cause)
-    if incident is None:
-        change = _open(tx, ledger, context, version, finding, at)
-        return (
-            _latest(tx, context.model, finding.cause)[0] if change is None else change.incident_id
+    told = None if of is None else records.story(tx, of)
+    if told is not None and told.state in ("open", "acknowledged"):
+        _chapter(tx, context, told, finding, at)
+        return told.id
+    known = find(tx, context.model, finding.cause)
+    book = _Book(tx, ledger, context, version, at, once=True)
+    identity = book.observe(
+        finding.cause, known, "found", finding, story=None if told is None else told.id
+    )
+    book.close()
+    return identity
+
+
+def turn(
+    tx: sa.Connection, *, now: datetime, contexts: Callable[[str], MessageContext]
+) -> dict[int, tuple[str, str]]:
+    """Tell what time alone brings: reminders, escalations, silences that ended, groups that waited.
+
+    Args:
+        contexts: the context of a model's messages, as the settings are now.
+
+    Returns:
+        What was said of which incident (reminder, escalated, opened, …), and the message's id.
+    """
+    table = schema.notices
+    every = [one for one in unresolved(tx) if one.state != "noticed"]
+    waiting = tx.scalar(sa.select(table.c.id).where(table.c.state == "waiting").limit(1))
+    if not every and waiting is None:
+        return {}
+    first = contexts(every[0].model if every else "")
+    return Turn(tx, Desk(tx, first, now, contexts), whole=True).run(every)
+
+
+class _Book:
+    """The incidents of one model, while one check or event is written into them."""
+
+    def __init__(
+        self,
+        tx: sa.Connection,
+        ledger: Ledger,
+        context: MessageContext,
+        version: str,
+        at: datetime,
+        *,
+        once: bool = False,
+    ) -> None:
+        self.tx, self.ledger, self.context = tx, ledger, context
+        self.version, self.at, self.once = version, at, once
+        self.desk = Desk(tx, context, at)
+        self.steps: list[tuple[int, Step, int]] = []  # incident, what happened, its event
+
+    def observe(
+        self,
+        cause: str,
+        known: Incident | None,
+        signal: Signal,
+        finding: Finding | None,
+        *,
+        story: int | None = None,
+    ) -> int:
+        """Let the state machine take a step and write it down; returns the incident's id.
+
+        Messages are left for `close`, when every cause of the check is known.
+        """
+        rules, relapses = self.context.rules(cause), 0
+        if self.once:
+            rules = msgspec.structs.replace(rules, opens=(1, 1))
+        if known is None:
+            before = records.latest(self.tx, self.context.model, cause)
+            if before is not None and self.at <= before.updated:
+                return before.id  # a later check has judged this cause already
+            recent = rules.memory * self.context.rhythm
+            if before is not None and self.at - before.updated <= recent:
+                relapses = min(lifecycle.rises(before.life), rules.memory)
+        life, step = lifecycle.observe(
+            known.life if known else None, signal, at=self.at, rules=rules, relapses=relapses,
+            severity=finding.severity if finding else "note",
+        )  # fmt: skip
+        if step is None or life is None:
+            return known.id if known else 0
+        if known is None:
+            if finding is None:
+                return 0
+            identity = self._add(cause, life, finding, story)
+        else:
+            identity = known.id
+            self._update(known, life, step, finding)
+        self._write(identity, step, life, finding, known)
+        return identity
+
+    def close(self) -> list[IncidentChange]:
+        """Tell what happened, now that all of it is known; what else is due comes along."""
+        said: dict[int, str] = {}
+        for identity, step, event in self.steps:
+            if step in ("opened", "worse", "resolved"):
+                incident = get(self.tx, identity)
+                said[identity] = self.desk.announce(incident, event=event, kind=step)
+        mine = unresolved(self.tx, self.context.model)
+        passed: dict[int, tuple[str, str]] = {}
+        if mine:
+            desk = Desk(self.tx, self.context, self.at)  # a trouble may have come or gone
+            passed = Turn(self.tx, desk, whole=False).run(mine)
+        return [self._change(*taken, said, passed) for taken in self.steps]
+
+    def _add(self, cause: str, life: Life, finding: Finding, story: int | None) -> int:
+        row: dict[str, Any] = {
+            "model": self.context.model, "cause": cause, "opened": self.at, "story": story,
+            "open_key": open_key(self.context.model, cause), **self._columns(life, finding),
+            "report_state": "later" if life.state == "noticed" else "wanted",
+        }  # fmt: skip
+        table = schema.incidents
+        added = self.tx.execute(table.insert().values(**row).returning(table.c.id))
+        return int(added.scalar_one())
+
+    def _update(self, known: Incident, life: Life, step: Step, finding: Finding | None) -> None:
+        if step == "forgotten":
+            return
+        values = self._columns(life, finding)
+        if step == "opened":
+            values |= {"opened": self.at, "report_state": "wanted"}
+        if step == "worse":
+            values["escalated"] = None
+        journal.change(self.tx, known.id, **values)
+
+    def _columns(self, life: Life, finding: Finding | None) -> dict[str, Any]:
+        columns: dict[str, Any] = {
+            "severity": life.severity, "state": life.state, "updated": life.updated,
+            "found": life.found, "seen": life.seen, "clear": life.clear,
+            "history": life.history, "relapses": life.relapses,
+        }  # fmt: skip
+        if life.state == "resolved":
+            del columns["state"]  # `journal.close` does that
+        if finding is not None:
+            columns |= {
+                "version": self.version, "title": finding.title,
+                "finding": msgspec.json.encode(finding).decode(),
+                "context": self.context.stored(),
+            }  # fmt: skip
+        return columns
+
+    def _write(
+        self,
+        identity: int,
+        step: Step,
+        life: Life,
+        finding: Finding | None,
+        known: Incident | None,
+    ) -> None:
+        """The line of the timeline, where a step deserves one."""
+        at, title, event = self.at, finding.title if finding else "", 0
+        if step == "noticed":
+            event = journal.write(self.tx, identity, at, "noticed", title)
+        elif step == "opened":
+            self.ledger.count_in(self.tx, {(self.context.model, "incidents_opened"): 1})
+            event = journal.write(self.tx, identity, at, "opened", title)
+        elif step == "worse" and known is not None:
+            text = f"{known.severity} becomes {life.severity}: {title}"
+            event = journal.write(self.tx, identity, at, "worse", text)
+        elif step == "resolved":
+            self.ledger.count_in(self.tx, {(self.context.model, "incidents_resolved"): 1})
+            event = journal.end(self.tx, identity, at, f"clear in {life.clear} checks in a row")
+        elif step == "forgotten":
+            journal.forget(self.tx, identity, at)
+            return
+        if step != "held":
+            self.steps.append((identity, step, event))
+
+    def _change(
+        self,
+        identity: int,
+        step: Step,
+        event: int,
+        said: dict[int, str],
+        passed: dict[int, tuple[str, str]],
+    ) -> IncidentChange:
+        incident = get(self.tx, identity)
+        kind, later = passed.get(identity, ("", ""))
+        change: Change = "reminded" if kind == "reminder" and step == "updated" else step
+        return IncidentChange(
+            incident_id=identity,
+            cause=incident.cause,
+            severity=incident.severity,
+            change=change,
+            title=incident.title,
+            message_id=said.get(identity, "") or later,
         )
-    if at > incident.updated:
-        _found(tx, context, version, incident, finding, at, repeat)
-    return incident.id
+
+
+def _chapter(
+    tx: sa.Connection, context: MessageContext, incident: Incident, finding: Finding, at: datetime
+) -> None:
+    """What became of an incident that is still open: a line of its own, and as grave as it is."""
+    text = f"{finding.title}: {finding.text}" if finding.text not in ("", finding.title) else ""
+    if RANK[finding.severity] > RANK[incident.severity] or incident.state == "acknowledged":
+        graver = max((finding.severity, incident.severity), key=RANK.__getitem__)
+        journal.change(tx, incident.id, severity=graver, state="open", escalated=None)
+    journal.add_event(
+        tx,
+        incident.id,
+        at=at,
+        kind=finding.cause,
+        text=text or finding.title,
+        context=context,
+        message_type=cause_of(finding.cause).detected,
+    )
 
 
 def _by_cause(findings: Iterable[Finding]) -> tuple[dict[str, Finding], frozenset[str]]:
@@ -138,103 +341,7 @@ def _by_cause(findings: Iterable[Finding]) -> tuple[dict[str, Finding], frozense
 
 def _merge(first: Finding, second: Finding) -> Finding:
     """Two findings of one cause as one: the graver speaks, the columns are those of both."""
-    graver = max((first, second), key=lambda finding: _RANK[finding.severity])
+    graver = max((first, second), key=lambda finding: RANK[finding.severity])
     since = min((f.since for f in (first, second) if f.since is not None), default=None)
     columns = tuple(dict.fromkeys(first.columns + second.columns))
     return msgspec.structs.replace(graver, columns=columns, since=since)
-
-
-def _open(
-    tx: sa.Connection,
-    ledger: Ledger,
-    context: MessageContext,
-    version: str,
-    finding: Finding,
-    at: datetime,
-) -> IncidentChange | None:
-    """Open an incident; None when a later check has already judged this cause."""
-    model, cause = context.model, finding.cause
-    judged = _latest(tx, model, cause)[1]
-    if judged is not None and at <= judged:
-        return None
-    row: dict[str, Any] = {
-        "model": model, "cause": cause, "version": version, "severity": finding.severity,
-        "state": "open", "title": finding.title, "finding": _json(finding), "opened": at,
-        "updated": at, "open_key": open_key(model, cause),
-    }  # fmt: skip
-    table = schema.incidents
-    incident_id = int(tx.execute(table.insert().values(**row).returning(table.c.id)).scalar_one())
-    ledger.count_in(tx, {(model, "incidents_opened"): 1})
-    event = journal.write(tx, incident_id, at, "opened", finding.title)
-    incident = get(tx, incident_id)
-    message = journal.tell(tx, incident, context, at, event=event, kind="opened")
-    return _change(incident, "opened", message)
-
-
-def _latest(tx: sa.Connection, model: str, cause: str) -> tuple[int, datetime | None]:
-    """The newest incident of a model and cause, and the last check that judged it."""
-    table = schema.incidents
-    past = (table.c.model == model) & (table.c.cause == cause)
-    query = sa.select(table.c.id, table.c.updated).where(past).order_by(table.c.id.desc())
-    row = tx.execute(query.limit(1)).first()
-    return (0, None) if row is None else (row.id, row.updated)
-
-
-def _found(
-    tx: sa.Connection,
-    context: MessageContext,
-    version: str,
-    incident: Incident,
-    finding: Finding,
-    at: datetime,
-    repeat: timedelta,
-) -> IncidentChange:
-    """Count a finding on its incident; tell it when it is worse or has not been told for long."""
-    worse = _RANK[finding.severity] > _RANK[incident.severity]
-    values: dict[str, Any] = {
-        "seen": incident.seen + 1, "clear": 0, "updated": at, "version": version,
-        "title": finding.title, "finding": _json(finding),
-    }  # fmt: skip
-    if worse:  # an acknowledgement was given to the lesser trouble
-        values |= {"severity": finding.severity, "state": "open"}
-    journal.change(tx, incident.id, **values)
-    now = get(tx, incident.id)
-    if worse:
-        text = f"{incident.severity} becomes {now.severity}: {now.title}"
-        event = journal.write(tx, now.id, at, "worse", text)
-        message = journal.tell(tx, now, context, at, event=event, kind="worse")
-        return _change(now, "worse", message)
-    told = max(incident.opened, outbox.last_created(tx, incident.id) or incident.opened)
-    if now.state == "open" and at - told > repeat and context.told(now.severity):
-        event = journal.write(tx, now.id, at, "reminder", now.title)
-        message = journal.tell(tx, now, context, at, event=event, kind="reminder")
-        return _change(now, "reminded", message)
-    return _change(now, "updated")
-
-
-def _clear(
-    tx: sa.Connection, ledger: Ledger, context: MessageContext, incident: Incident, at: datetime
-) -> IncidentChange:
-    """Count a clear check; enough of them in a row resolve."""
-    clear = incident.clear + 1
-    journal.change(tx, incident.id, clear=clear, updated=at)
-    if clear < CLEARS:
-        return _change(incident, "clearing")
-    message = journal.close(tx, incident.id, at, f"clear in {clear} checks in a row", context)
-    ledger.count_in(tx, {(incident.model, "incidents_resolved"): 1})
-    return _change(get(tx, incident.id), "resolved", message)
-
-
-def _change(incident: Incident, change: Change, message_id: str = "") -> IncidentChange:
-    return IncidentChange(
-        incident_id=incident.id,
-        cause=incident.cause,
-        severity=incident.severity,
-        change=change,
-        title=incident.title,
-        message_id=message_id,
-    )
-
-
-def _json(finding: Finding) -> str:
-    return msgspec.json.encode(finding).decode()

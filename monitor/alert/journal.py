@@ -13,12 +13,13 @@ import sqlalchemy as sa
 
 from core import schema
 from core.errors import InputError, NotFound
-from monitor.alert import messages, outbox
-from monitor.alert.causes import cause as cause_of
+from monitor.alert import lifecycle, messages
+from monitor.alert.dispatch import Desk
 from monitor.alert.messages import MessageContext
-from monitor.alert.records import Incident, get
+from monitor.alert.records import get
 
 _TEXT = 2000  # characters of a line of the timeline
+_WHO = 80  # of a person's name
 
 
 def add_event(
@@ -50,7 +51,7 @@ def add_event(
         return int(there)
     event = write(tx, incident_id, at, kind, text)
     if message_type is not None and context is not None:
-        tell(tx, incident, context, at, event=event, kind=kind, type=message_type, news=text)
+        Desk(tx, context, at).announce(incident, event=event, kind=kind, type=message_type)
     return event
 
 
@@ -72,18 +73,23 @@ def set_report(tx: sa.Connection, incident_id: int, path: str | None, state: str
     change(tx, incident_id, report=path, report_state=state)
 
 
-def acknowledge(tx: sa.Connection, incident_id: int, *, by: str, at: datetime) -> bool:
+def acknowledge(
+    tx: sa.Connection, incident_id: int, *, by: str, at: datetime, reason: str = ""
+) -> bool:
     """Somebody looks after it: no more reminders, unless it gets worse.
 
-    Returns False when it was acknowledged or resolved before.
+    Returns False when it was acknowledged or resolved before, or is only a first sign.
 
     Raises:
         NotFound: no such incident.
     """
-    if get(tx, incident_id).state != "open":
+    life = get(tx, incident_id).life
+    if lifecycle.acknowledge(life) == life:
         return False
-    change(tx, incident_id, state="acknowledged")
-    write(tx, incident_id, at, "acknowledged", f"acknowledged by {messages.clean(by, 80)}")
+    who = messages.clean(by, _WHO)
+    change(tx, incident_id, state="acknowledged", acknowledged_by=who, withheld="")
+    why = f": {messages.clean(reason, _TEXT)}" if reason else ""
+    write(tx, incident_id, at, "acknowledged", f"acknowledged by {who}{why}")
     return True
 
 
@@ -112,47 +118,31 @@ def close(
     tx: sa.Connection, incident_id: int, at: datetime, text: str, context: MessageContext | None
 ) -> str:
     """End an incident and tell those who heard of it; returns the message's id."""
-    change(tx, incident_id, state="resolved", resolved=at, open_key=None)
-    event = write(tx, incident_id, at, "resolved", text)
+    event = end(tx, incident_id, at, text)
     if context is None:
         return ""
-    incident = get(tx, incident_id)
-    return tell(tx, incident, context, at, event=event, kind="resolved", news=text)
+    return Desk(tx, context, at).announce(get(tx, incident_id), event=event, kind="resolved")
 
 
-def tell(
-    tx: sa.Connection,
-    incident: Incident,
-    context: MessageContext,
-    at: datetime,
-    *,
-    event: int,
-    kind: str,
-    type: str = "",
-    news: str = "",
-) -> str:
-    """Put the message of an event into the outbox; returns its id, empty when nobody is told."""
-    receivers = context.told(incident.severity)
-    if kind == "resolved":  # to those who heard of it, whatever they are told of by now
-        heard = outbox.receivers_of(tx, incident.id)
-        receivers = [name for name, _ in context.receivers if name in heard]
-    if not receivers:
-        return ""
-    if not type:
-        told = cause_of(incident.cause)
-        type = told.resolved if kind == "resolved" else told.detected
-    content = messages.body(type, incident, incident.finding, context, at, event=kind, news=news)
-    message_id = outbox.message_id(tx, incident.id, event)
-    outbox.put(
-        tx,
-        message_id=message_id,
-        incident_id=incident.id,
-        type=type,
-        body=messages.encode(content),
-        receivers=receivers,
-        at=at,
-    )
-    return message_id
+def end(tx: sa.Connection, incident_id: int, at: datetime, text: str) -> int:
+    """Write the end of an incident down; returns the line's id."""
+    change(
+        tx, incident_id, state="resolved", resolved=at, open_key=None, muted="", withheld=""
+    )  # fmt: skip
+    return write(tx, incident_id, at, "resolved", text)
+
+
+def forget(tx: sa.Connection, incident_id: int, at: datetime) -> None:
+    """Take back what was only a first sign and came to nothing; nobody was told of it.
+
+    One that a retraining run answers stays, since the run names it.
+    """
+    if get(tx, incident_id).run_id is not None:
+        end(tx, incident_id, at, "the first sign came to nothing")
+        return
+    events, table = schema.incident_events, schema.incidents
+    tx.execute(events.delete().where(events.c.incident_id == incident_id))
+    tx.execute(table.delete().where(table.c.id == incident_id, table.c.state == "noticed"))
 
 
 def write(tx: sa.Connection, incident_id: int, at: datetime, kind: str, text: str) -> int:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
 
 from core.errors import InputError
-from core.times import iso, spell
-from monitor.alert.causes import RESOLVED, cause
+from core.settings import AlertSettings
+from core.times import iso
+from monitor.alert import routes, templates
+from monitor.alert.causes import CAUSES, cause
+from monitor.alert.lifecycle import Rules
 from monitor.alert.records import Incident
 from monitor.results import Finding
 
@@ -28,19 +31,24 @@ LIMIT = 20_000  # bytes of a body
 _TYPE = re.compile(r"^[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*$")
 _WORD, _LINE, _TEXT = 80, 300, 2000  # characters kept of a name, of a title, of a paragraph
 _COLUMNS = 20  # named in the data of a message; the rest are counted
-_SHOWN = 3  # named in the text
-_FINDS = ("opened", "worse", "reminder")  # events whose news is the finding itself
+_CROSSED = 5  # numbers over their line in the data of a message
+_ENTRIES = 5  # incidents that a message about many always names
 
 
 class MessageContext(Struct, frozen=True, kw_only=True):
-    """What every message about a model says besides its finding."""
+    """What every message about a model says besides its finding, and how it is routed."""
 
     model: str
     version: str
     owner: str = ""
-    runbook: str = ""
+    runbook: str = ""  # the model's own page; empty: the cause's below `runbooks`
+    runbooks: str = ""
     environment: str = ""
+    labels: dict[str, str] = {}  # the user's own
     receivers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, severities it is told of
+    alerts: AlertSettings = AlertSettings()
+    repeat: timedelta = timedelta(days=7)  # of event time: how often what lasts is told again
+    rhythm: timedelta = timedelta(hours=1)  # how often the model is checked
     dashboard_url: str = ""  # its root; messages link to the incident's page
     mlflow_url: str = ""
     command: str = ""  # reproduces the check
@@ -51,6 +59,28 @@ class MessageContext(Struct, frozen=True, kw_only=True):
     def told(self, severity: str) -> list[str]:
         """The receivers that hear of incidents of this severity."""
         return [name for name, severities in self.receivers if severity in severities]
+
+    def rules(self, cause: str) -> Rules:
+        """When incidents of a cause open and end."""
+        opens, _, of = self.alerts.opens.get(cause, "1/1").partition("/")
+        return Rules(
+            opens=(min(int(opens), int(of)), int(of)),
+            clears=self.alerts.clears,
+            memory=self.alerts.memory,
+        )
+
+    def stored(self) -> str:
+        """As JSON, without what the settings say anew at any time."""
+        bare = msgspec.structs.replace(self, receivers=(), alerts=AlertSettings())
+        return msgspec.json.encode(bare).decode()
+
+    def remembered(self, stored: str) -> MessageContext:
+        """This context, in the words of a stored one: what was done, what it costs, …"""
+        if not stored:
+            return self
+        then = msgspec.json.decode(stored, type=MessageContext)
+        kept = ("version", "mlflow_url", "command", "done", "next", "cost")
+        return msgspec.structs.replace(self, **{name: getattr(then, name) for name in kept})
 
 
 def clean(text: str, limit: int = _LINE) -> str:
@@ -77,6 +107,32 @@ def dedup_key(model: str, name: str) -> str:
     return hashlib.sha256(f"{model}|{name}".encode()).hexdigest()
 
 
+def labels(incident: Incident, context: MessageContext) -> dict[str, str]:
+    """The labels of an incident, by which it is routed, grouped, silenced and muted."""
+    return routes.labels_of(
+        model=incident.model,
+        cause=incident.cause,
+        severity=incident.severity,
+        owner=clean(context.owner, _WORD),
+        environment=clean(context.environment, _WORD),
+        own=context.labels,
+    )
+
+
+def links_of(incident: Incident, context: MessageContext) -> dict[str, str]:
+    """Where to look and what to press; only what is known."""
+    base = context.dashboard_url.rstrip("/")
+    page = f"{base}/incidents?id={incident.id}" if base else ""
+    book = f"{context.runbooks.rstrip('/')}/{incident.cause}" if context.runbooks else ""
+    found = {  # the incident's page offers its Evidently report, once there is one
+        "dashboard": page,
+        "mlflow": context.mlflow_url,
+        "runbook": context.runbook or (book if incident.cause in CAUSES else ""),
+        "silence": f"{page}&silence=4h" if page and incident.state != "resolved" else "",
+    }
+    return {name: clean(url, _TEXT) for name, url in found.items() if url}
+
+
 def body(
     type: str,
     incident: Incident,
@@ -86,6 +142,8 @@ def body(
     *,
     event: str,
     news: str = "",
+    others: Sequence[tuple[Incident, MessageContext]] = (),
+    key: str = "",
 ) -> dict[str, Any]:
     """The body of one message, ready for `encode`.
 
@@ -94,6 +152,8 @@ def body(
         at: the moment of what it tells, not of its delivery.
         event: the kind of the timeline entry it tells of: opened, worse, reminder, resolved, …
         news: that entry's text, where it is not the finding's title.
+        others: further incidents that the message speaks of, gravest first.
+        key: of the group, where it may hold several incidents.
 
     Raises:
         InputError: `type` has other characters than letters, digits, `_` and `.`.
@@ -101,15 +161,14 @@ def body(
     if not _TYPE.match(type):
         raise InputError("message type", type, "dotted words of letters, digits and '_'")
     finding = cleaned(finding)
-    base = context.dashboard_url.rstrip("/")
-    links = {  # the incident's page offers its Evidently report, once there is one
-        "dashboard": f"{base}/incidents?id={incident.id}" if base else "",
-        "mlflow": context.mlflow_url,
-        "runbook": context.runbook,
-    }
+    every = [(incident, context), *others]
+    states = {one.state for one, _ in every} - {"resolved"}
+    status = "firing" if states - {"acknowledged"} else "acknowledged" if states else "resolved"
     data: dict[str, Any] = {
         "incident": incident.id,
-        "dedup_key": dedup_key(incident.model, incident.cause),
+        "story": incident.story or incident.id,
+        "status": status,
+        "dedup_key": key or dedup_key(incident.model, incident.cause),
         "cause": incident.cause,
         "severity": incident.severity,
         "state": incident.state,
@@ -121,6 +180,10 @@ def body(
         "title": finding.title,
         "text": finding.text,
         "news": clean(news, _TEXT),
+        "crossed": [
+            {**msgspec.to_builtins(one), "what": clean(one.what, _WORD), "over": one.over}
+            for one in finding.crossed[:_CROSSED]
+        ],
         "columns": list(finding.columns[:_COLUMNS]),
         "column_count": len(finding.columns),
         "since": iso(finding.since or incident.opened),
@@ -129,79 +192,57 @@ def body(
         "cost": clean(context.cost),
         "done": clean(context.done),
         "next": [] if incident.state == "resolved" else _next(incident, context),
-        "links": {name: clean(url, _TEXT) for name, url in links.items() if url},
+        "links": links_of(incident, context),
+        "labels": {
+            clean(name, _WORD): clean(value, _WORD)
+            for name, value in labels(incident, context).items()
+        },
         "command": clean(context.command),
+        "incidents": [_entry(one, about, event if one is incident else "") for one, about in every],
+        "incident_count": len(every),
     }
-    data["message"] = text(data, at)
+    data["message"] = templates.render(data, at, context.alerts.templates)
     return {"type": type, "timestamp": iso(at), "data": data}
 
 
+def _entry(incident: Incident, context: MessageContext, event: str) -> dict[str, Any]:
+    """One incident of a message, as machines need it."""
+    status = {"resolved": "resolved", "acknowledged": "acknowledged"}.get(incident.state, "firing")
+    return {
+        "incident": incident.id,
+        "dedup_key": dedup_key(incident.model, incident.cause),
+        "model": incident.model,
+        "version": context.version or incident.version,
+        "cause": incident.cause,
+        "severity": incident.severity,
+        "state": incident.state,
+        "status": status,
+        "event": event,
+        "title": clean(incident.title, 2 * _WORD),
+        "opened": iso(incident.opened),
+        "resolved": iso(incident.resolved) if incident.resolved else None,
+        "labels": {name: clean(value, _WORD) for name, value in labels(incident, context).items()},
+        "links": {
+            name: url
+            for name, url in links_of(incident, context).items()
+            if name in ("dashboard", "runbook")
+        },
+    }
+
+
 def encode(content: dict[str, Any]) -> str:
-    """The body as JSON of less than 20 kB; the longest strings are cut until it is."""
+    """The body as JSON of less than 20 kB: incidents beyond the first few are left to their count,
+    then the longest strings are cut."""
     raw = msgspec.json.encode(content)
+    every = content["data"].get("incidents", [])
+    while len(raw) >= LIMIT and len(every) > _ENTRIES:
+        every.pop()
+        raw = msgspec.json.encode(content)
     while len(raw) >= LIMIT:
         holder, key, value = max(_strings(content), key=lambda found: len(found[2]))
         holder[key] = f"{value[: len(value) // 2]}…"
         raw = msgspec.json.encode(content)
     return raw.decode()
-
-
-def text(data: dict[str, Any], at: datetime) -> str:
-    """What on-call reads: what it is, why, what it costs, what was and can be done, where to look.
-
-    Args:
-        data: the `data` of a body.
-    """
-    # Drift beside decay is a coincidence until somebody shows that it carries the loss.
-    columns = "drifted meanwhile: " if data["cause"] == "decay" else "columns "
-    cost = "" if data["cost"].startswith("cost") else "cost "
-    lines = [
-        _headline(data, at),
-        _reason(data, at),
-        _joined(_labelled(cost, data["cost"]), _labelled(columns, _columns(data))),
-        _joined(_labelled("done: ", data["done"]), _labelled("next: ", "; ".join(data["next"]))),
-        _address(data),
-    ]
-    return "\n  ".join(line for line in lines if line)
-
-
-def _headline(data: dict[str, Any], at: datetime) -> str:
-    known, model, title = cause(data["cause"]), data["model"], data["title"]
-    if data["state"] == "resolved":
-        return f"{RESOLVED} {model} {known.over}: {data['news'] or 'resolved'}"
-    if data["event"] in _FINDS:
-        since = datetime.fromisoformat(data["since"])
-        tail = "" if "since" in title else f", since {_day(since, at)}"
-        # A title that names the model is a sentence of its own.
-        named = title.startswith((f"{model} ", f"{model}:"))
-        start = "" if named else f"{model} {known.says}: "
-        again = f" (found by {_checks(data['seen'])})" if data["event"] == "reminder" else ""
-        return f"{known.symbol} {start}{title}{tail}{again}"
-    return f"{known.symbol} {model}: {data['news']}"
-
-
-def _reason(data: dict[str, Any], at: datetime) -> str:
-    if data["state"] == "resolved":
-        lasted = spell(at - datetime.fromisoformat(data["opened"]))
-        return f"it was: {data['title']}, open for {lasted}, found by {_checks(data['seen'])}"
-    if data["event"] not in _FINDS:
-        return f"the incident: {data['title']}"
-    return "" if data["text"] == data["title"] else str(data["text"])
-
-
-def _address(data: dict[str, Any]) -> str:
-    links = data["links"]
-    version = f"MLflow v{data['version']}" if data["version"] else "MLflow"
-    return _joined(
-        f"incident {data['incident']}",
-        data["severity"],
-        data["environment"],
-        _labelled("owner ", data["owner"]),
-        _labelled("dashboard ", links.get("dashboard", "")),
-        _labelled(f"{version} ", links.get("mlflow", "")),
-        _labelled("runbook ", links.get("runbook", "")),
-        data["command"],
-    )
 
 
 def _next(incident: Incident, context: MessageContext) -> list[str]:
@@ -212,29 +253,6 @@ def _next(incident: Incident, context: MessageContext) -> list[str]:
         step.format(model=incident.model, incident=f"incident {incident.id}")
         for step in cause(incident.cause).next
     ]
-
-
-def _columns(data: dict[str, Any]) -> str:
-    named, count = data["columns"][:_SHOWN], data["column_count"]
-    more = f" and {count - len(named)} more" if count > len(named) else ""
-    return ", ".join(named) + more
-
-
-def _labelled(label: str, value: str) -> str:
-    return f"{label}{value}" if value else ""
-
-
-def _joined(*parts: str) -> str:
-    return " · ".join(part for part in parts if part)
-
-
-def _checks(count: int) -> str:
-    return "1 check" if count == 1 else f"{count:,} checks"
-
-
-def _day(moment: datetime, at: datetime) -> str:
-    day = f"{moment.day} {moment:%b}"
-    return day if moment.year == at.year else f"{day} {moment.year}"
 
 
 def _strings(holder: Any) -> Iterable[tuple[Any, Any, str]]:

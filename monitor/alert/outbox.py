@@ -1,29 +1,16 @@
-"""Messages on their way: written with the decision they tell of, delivered at least once.
+"""Messages on their way: written with the decision they tell of, one row per message and receiver.
 
-A row per message and receiver. `deliver_due` sends what is due:
-
-- **In order** per incident and receiver: a later message waits until the earlier one is delivered
-  or failed for good.
-- **Each receiver in a lane (thread) of its own.** A lane that fails stops for this pass, so a dead
-  receiver costs itself one time limit and nobody else anything: lanes with nothing left to do keep
-  looking for new messages while another one still waits for its answer.
-- **Claimed before it is sent**: a short transaction moves `next_attempt` past the longest time an
-  attempt can take, so two deliverers never send the same attempt. A deliverer that dies between
-  the answer and the commit leaves the row pending; it is sent again under the same `webhook-id`.
-- **Retried** on Standard Webhooks' ladder, at least as late as a `retry-after` asks for.
+`monitor.alert.delivery` sends them. A row is `pending` until it is `delivered`, or `failed` for
+good after its last attempt; failures are listed here and given their attempts again (`replay`).
+A receiver that wants no more messages (`disable`) keeps its rows until somebody enables it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-import threading
-import time
 import uuid
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -31,24 +18,22 @@ from msgspec import Struct
 from core import schema
 from core.errors import InputError
 from core.ledger import Ledger
-from core.times import EPOCH, duration
-from monitor.alert.receivers import Message, Outcome, Receiver
+from core.times import EPOCH
 
-#: Delays after each failed attempt; the attempt after the last of them is the last one.
-LADDER = tuple(map(duration, ("5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h")))
-_JITTER = 0.1  # a delay is lengthened by up to this share, so that senders do not march in step
-_IDLE = 0.2  # seconds between looks of a lane that has nothing to do
-_SLACK = timedelta(seconds=10)  # added to a claim for the commit and a busy machine
-_RNG = random.SystemRandom()
+_LISTED = 200  # failures of a listing
 
 
-class DeliveryReport(Struct, frozen=True, kw_only=True):
-    """What one pass did, in attempts."""
+class Failure(Struct, frozen=True, kw_only=True):
+    """A message that failed for good."""
 
-    delivered: int = 0
-    retried: int = 0  # failed and will be tried again
-    failed: int = 0  # failed for good
-    unknown: tuple[str, ...] = ()  # receivers of due messages that are not in the settings
+    message_id: str
+    incident_id: int | None
+    receiver: str
+    type: str
+    created: datetime  # event time
+    attempts: int
+    status: int | None
+    error: str
 
 
 def message_id(tx: sa.Connection, incident_id: int, event_id: int) -> str:
@@ -70,11 +55,16 @@ def put(
     body: str,
     receivers: Sequence[str],
     at: datetime,
+    group: str | None = None,
 ) -> None:
-    """Add a message to each receiver's queue in the caller's transaction, due at once."""
+    """Add a message to each receiver's queue in the caller's transaction, due at once.
+
+    Args:
+        group: messages of one group and receiver are delivered in order.
+    """
     common = {
         "message_id": message_id, "incident_id": incident_id, "type": type, "body": body,
-        "created": at, "next_attempt": EPOCH, "state": "pending",
+        "created": at, "next_attempt": EPOCH, "state": "pending", "group_key": group,
     }  # fmt: skip
     if receivers:
         tx.execute(schema.outbox.insert(), [{**common, "receiver": name} for name in receivers])
@@ -124,150 +114,48 @@ def replay(
         return int(tx.execute(query.values(**fresh)).rowcount)
 
 
-def deliver_due(
-    ledger: Ledger,
-    receivers: Mapping[str, Receiver],
-    *,
-    now: datetime,
-    rng: random.Random = _RNG,
-    budget: timedelta = timedelta(seconds=60),
-) -> DeliveryReport:
-    """Send what is due; several processes may do so at the same time.
-
-    Args:
-        receivers: by the name that the rows have.
-        now: the moment the pass begins. Attempts are stamped with it plus the time that has gone
-            by since, so it should be the real time: receivers refuse old timestamps.
-        rng: where the jitter of retries comes from.
-        budget: no attempt begins later than this after `now`.
-    """
-    with ledger.read() as tx:
-        due = set(tx.scalars(sa.select(schema.outbox.c.receiver).where(_due(now)).distinct()))
-    unknown = tuple(sorted(due - receivers.keys()))
-    if not due & receivers.keys():
-        return DeliveryReport(unknown=unknown)
-    work = _Pass(ledger, receivers, now, rng, budget)
-    with ThreadPoolExecutor(len(receivers), thread_name_prefix="deliver") as pool:
-        lanes = [pool.submit(work.lane, receiver, name) for name, receiver in receivers.items()]
-    for lane in lanes:
-        lane.result()
-    counts = work.counts
-    return DeliveryReport(
-        delivered=counts["delivered"],
-        retried=counts["retried"],
-        failed=counts["failed"],
-        unknown=unknown,
-    )
-
-
-class _Pass:
-    """One pass over the outbox: a lane per receiver, all of them over before it ends."""
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        names: Mapping[str, Receiver],
-        now: datetime,
-        rng: random.Random,
-        budget: timedelta,
-    ) -> None:
-        self.counts = {"delivered": 0, "retried": 0, "failed": 0}
-        self._ledger, self._rng = ledger, rng
-        self._now, self._started, self._until = now, time.monotonic(), now + budget
-        self._busy = set(names)  # lanes that have, or may have, something to do
-        self._changed = threading.Condition()
-
-    def lane(self, receiver: Receiver, name: str) -> None:
-        """Deliver one receiver's messages until none is due and every other lane is idle too."""
-        try:
-            while self._time() < self._until:
-                row = self._claim(receiver, name)
-                if row is None:
-                    if not self._rest(name):
-                        return
-                elif not self._attempt(receiver, row):
-                    return
-        finally:
-            with self._changed:
-                self._busy.discard(name)
-                self._changed.notify_all()
-
-    def _time(self) -> datetime:
-        return self._now + timedelta(seconds=time.monotonic() - self._started)
-
-    def _rest(self, name: str) -> bool:
-        """Wait a little for new messages; False when no lane has anything to do any more."""
-        with self._changed:
-            self._busy.discard(name)
-            if self._busy:
-                self._changed.wait(_IDLE)
-            return bool(self._busy)
-
-    def _claim(self, receiver: Receiver, name: str) -> sa.Row[Any] | None:
-        """The receiver's oldest message that is due and whose turn it is, made ours."""
-        table, at = schema.outbox, self._time()
-        until = at + 2 * receiver.longest + _SLACK
-        with self._ledger.read() as tx:
-            wanted = _due(at) & (table.c.receiver == name) & _first()
-            row = tx.execute(sa.select(table).where(wanted).order_by(table.c.id).limit(1)).first()
-        if row is None:
-            return None
-        with self._changed:
-            self._busy.add(name)
-        unchanged = (table.c.id == row.id) & (table.c.next_attempt == row.next_attempt)
-        values = {"next_attempt": until, "attempts": row.attempts + 1}
-        with self._ledger.write() as tx:
-            claim = table.update().where(unchanged & (table.c.state == "pending")).values(**values)
-            if not tx.execute(claim).rowcount:  # another deliverer was faster
-                return None
-            return tx.execute(sa.select(table).where(table.c.id == row.id)).one()
-
-    def _attempt(self, receiver: Receiver, row: sa.Row[Any]) -> bool:
-        """Send one claimed message and commit what came of it; False when it failed."""
-        at = self._time()
-        message = Message(id=row.message_id, type=row.type, body=row.body)
-        try:
-            outcome = receiver.send(message, at=at)
-        except Exception as error:  # a receiver's bug is a failed attempt; its text may be secret
-            outcome = Outcome(error=f"the receiver raised {type(error).__name__}")
-        result, values = self._consequence(outcome, row.attempts)
-        table = schema.outbox
-        ours = (table.c.id == row.id) & (table.c.state == "pending")
-        if not outcome.delivered:  # somebody may have taken over; their attempt is the newer one
-            ours &= table.c.attempts == row.attempts
-        with self._ledger.write() as tx:
-            tx.execute(table.update().where(ours).values(**values))
-        with self._changed:
-            self.counts[result] += 1
-        return outcome.delivered
-
-    def _consequence(self, outcome: Outcome, attempts: int) -> tuple[str, dict[str, Any]]:
-        """What is counted and what is written after an attempt."""
-        at = self._time()
-        values = {"status": outcome.status, "error": outcome.error}
-        if outcome.delivered:
-            return "delivered", {**values, "state": "delivered", "delivered": at}
-        if outcome.gone or attempts > len(LADDER):
-            return "failed", {**values, "state": "failed"}
-        delay = LADDER[attempts - 1] * self._rng.uniform(1, 1 + _JITTER)
-        return "retried", {**values, "next_attempt": at + max(delay, outcome.retry_after)}
-
-
-def _due(at: datetime) -> sa.ColumnElement[bool]:
+def failures(ledger: Ledger, *, receiver: str | None = None) -> list[Failure]:
+    """Messages that failed for good, newest first; of every receiver when None."""
     table = schema.outbox
-    return (table.c.state == "pending") & (table.c.next_attempt <= at)
+    columns = [table.c[name] for name in Failure.__struct_fields__]
+    query = sa.select(*columns).where(table.c.state == "failed").order_by(table.c.id.desc())
+    if receiver is not None:
+        query = query.where(table.c.receiver == receiver)
+    with ledger.read() as tx:
+        return [Failure(**row._mapping) for row in tx.execute(query.limit(_LISTED))]
 
 
-def _first() -> sa.ColumnElement[bool]:
-    """No earlier message of the same incident still waits for the same receiver."""
-    table, earlier = schema.outbox, schema.outbox.alias()
-    before = (
-        (earlier.c.incident_id == table.c.incident_id)
-        & (earlier.c.receiver == table.c.receiver)
-        & (earlier.c.state == "pending")
-        & (earlier.c.id < table.c.id)
-    )
-    return ~sa.exists().where(before)
+def disabled(tx: sa.Connection) -> dict[str, str]:
+    """Receivers that are sent nothing until somebody enables them, with the reason."""
+    table = schema.receivers
+    query = sa.select(table.c.name, table.c.reason).where(table.c.disabled.is_not(None))
+    return {row.name: row.reason for row in tx.execute(query)}
+
+
+def disable(tx: sa.Connection, receiver: str, *, reason: str, at: datetime) -> None:
+    """Send a receiver nothing more; what is written for it waits."""
+    table = schema.receivers
+    values = {"disabled": at, "reason": reason}
+    if not tx.execute(table.update().where(table.c.name == receiver).values(**values)).rowcount:
+        tx.execute(table.insert().values(name=receiver, **values))
+
+
+def enable(ledger: Ledger, receiver: str) -> bool:
+    """Send to a receiver again, what waits for it at once; False when it was not disabled."""
+    table, rows = schema.receivers, schema.outbox
+    waiting = (rows.c.receiver == receiver) & (rows.c.state == "pending")
+    with ledger.write() as tx:
+        off = (table.c.name == receiver) & table.c.disabled.is_not(None)
+        found = tx.execute(table.update().where(off).values(disabled=None, reason=""))
+        if found.rowcount:
+            tx.execute(rows.update().where(waiting).values(attempts=0, next_attempt=EPOCH))
+        return bool(found.rowcount)
+
+
+def origin(tx: sa.Connection) -> str:
+    """This ledger's own name; empty while it has none, and then no message either."""
+    table = schema.meta
+    return str(tx.scalar(sa.select(table.c.value).where(table.c.key == "instance")) or "")
 
 
 def _instance(tx: sa.Connection) -> str:

@@ -11,10 +11,13 @@ from msgspec import Struct
 
 from core import schema
 from core.errors import NotFound
+from monitor.alert.lifecycle import Life, State
 from monitor.results import Finding
 
-IncidentState = Literal["open", "acknowledged", "resolved"]
-Change = Literal["opened", "updated", "worse", "reminded", "clearing", "resolved"]
+IncidentState = State
+Change = Literal[
+    "noticed", "opened", "updated", "worse", "reminded", "held", "clearing", "resolved", "forgotten"
+]
 
 
 class Incident(Struct, frozen=True, kw_only=True):
@@ -36,6 +39,30 @@ class Incident(Struct, frozen=True, kw_only=True):
     report: str | None  # Evidently HTML, relative to home
     report_state: str
     run_id: str | None
+    found: datetime | None = None  # the last check that found it
+    history: str = ""  # see `lifecycle.Life`
+    relapses: int = 0
+    story: int | None = None  # the incident this one is a chapter of
+    acknowledged_by: str = ""
+    escalated: datetime | None = None
+    muted: str = ""  # why nobody is told at present; empty: they are
+    withheld: str = ""  # the kind of message that follows when they may be told again
+    hold: datetime | None = None  # then, but only if found at or after this moment
+    context: str = ""  # the newest MessageContext as JSON
+
+    @property
+    def life(self) -> Life:
+        """What the state machine remembers of it."""
+        return Life(
+            state=self.state,
+            severity=self.severity,
+            updated=self.updated,
+            found=self.found,
+            seen=self.seen,
+            clear=self.clear,
+            history=self.history,
+            relapses=self.relapses,
+        )
 
 
 class IncidentEvent(Struct, frozen=True, kw_only=True):
@@ -73,7 +100,8 @@ def get(conn: sa.Connection, incident_id: int) -> Incident:
 def unresolved(
     conn: sa.Connection, model: str | None = None, *, lock: bool = False
 ) -> list[Incident]:
-    """Incidents that are open or acknowledged, oldest first; of every model when None.
+    """Incidents that are not over, the merely noticed included, oldest first; of every model when
+    None.
 
     Args:
         lock: keep other transactions from changing them until this one ends (PostgreSQL; on
@@ -91,6 +119,23 @@ def find(conn: sa.Connection, model: str, cause: str) -> Incident | None:
     wanted = schema.incidents.c.open_key == open_key(model, cause)
     row = conn.execute(_incidents().where(wanted)).first()
     return None if row is None else _incident(row)
+
+
+def latest(conn: sa.Connection, model: str, cause: str) -> Incident | None:
+    """The newest incident of a model and cause, resolved or not."""
+    table = schema.incidents
+    past = (table.c.model == model) & (table.c.cause == cause)
+    row = conn.execute(_incidents().where(past).order_by(table.c.id.desc()).limit(1)).first()
+    return None if row is None else _incident(row)
+
+
+def story(conn: sa.Connection, incident_id: int) -> Incident | None:
+    """The incident with which the story of this one began: itself, mostly. None: there is none."""
+    row = conn.execute(_incidents().where(schema.incidents.c.id == incident_id)).first()
+    if row is None:
+        return None
+    found = _incident(row)
+    return found if found.story in (None, incident_id) else story(conn, int(found.story or 0))
 
 
 def timeline(conn: sa.Connection, incident_id: int) -> list[IncidentEvent]:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from core.times import micros
 from monitor.log.privacy import Privacy
-from monitor.log.records import Label, Prediction
+from monitor.log.records import Label, LeftOut, Prediction
 from monitor.log.sample import kept
 
 _HOUR = timedelta(hours=1) // timedelta(microseconds=1)
@@ -51,10 +51,18 @@ class Admission:
     def __init__(self, rule: Callable[[str], Rule] = lambda model: Rule()) -> None:
         self._rule = rule
 
-    def admit(self, rows: Sequence[Prediction]) -> Admitted:
-        """Rows as they may be kept. `history` was never served: it is kept whole, not counted."""
+    def admit(
+        self, rows: Sequence[Prediction], left_out: Mapping[LeftOut, int] | None = None
+    ) -> Admitted:
+        """Rows as they may be kept. `history` was never served: it is kept whole, not counted.
+
+        Args:
+            left_out: rows that were left out before, which count as seen.
+        """
         rules = {model: self._rule(model) for model in {row.model for row in rows}}
         seen, held = Counter[tuple[str, int, float]](), Counter[tuple[str, int, float]]()
+        for (model, moment, rate), n in (left_out or {}).items():
+            seen[model, _hour(moment), rate] += n
         admitted = []
         for row in rows:
             rule = rules[row.model]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from monitor.log.records import (
     Forgotten,
     Label,
     LabelReceipt,
+    LeftOut,
     LogCounts,
     Prediction,
     Role,
@@ -53,11 +54,17 @@ class InferenceLog:
         self.admission = admission or Admission()
         self.storage = open_storage(store) if isinstance(store, Path) else store
 
-    def append(self, rows: Sequence[Prediction], *, received: datetime) -> int:
+    def append(
+        self,
+        rows: Sequence[Prediction],
+        *,
+        received: datetime,
+        left_out: Mapping[LeftOut, int] | None = None,
+    ) -> int:
         """See `SampleLog.append`."""
-        if not rows:
+        if not rows and not left_out:
             return 0
-        admitted = self.admission.admit(rows)
+        admitted = self.admission.admit(rows, left_out)
         sqlite = self.ledger.sqlite
         return commit(
             self.ledger,
@@ -148,9 +155,6 @@ class InferenceLog:
                     )
                 ).where(offered.c.model == model)
             ).one()
-            counted = schema.counters
-            served = (counted.c.model == model) & (counted.c.name == "unsampled")
-            outside = tx.scalar(sa.select(counted.c.value).where(served)) or 0
         moments = [moment for moment in (first, oldest) if moment is not None]
         ends = [moment for moment in (last, newest) if moment is not None]
         return LogCounts(
@@ -162,7 +166,7 @@ class InferenceLog:
             unknown_labels=unknown,
             oldest=min(moments, default=None),
             newest=max(ends, default=None),
-            seen=int(seen) + int(outside),
+            seen=int(seen),
             kept=int(kept),
             unsampled_labels=int(said) - int(held),
         )

@@ -7,7 +7,7 @@ two binary searches and a slice. Nothing survives the process. `extend` takes wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from monitor.log.records import (
     Forgotten,
     Label,
     LabelReceipt,
+    LeftOut,
     LogCounts,
     Prediction,
     Role,
@@ -46,8 +47,14 @@ class MemoryLog:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[Prediction], *, received: datetime) -> int:
-        """See `SampleLog.append`."""
+    def append(
+        self,
+        rows: Sequence[Prediction],
+        *,
+        received: datetime,
+        left_out: Mapping[LeftOut, int] | None = None,
+    ) -> int:
+        """See `SampleLog.append`; nothing is sampled here, so nothing is counted."""
         by_model: dict[str, list[Prediction]] = {}
         for row in rows:
             by_model.setdefault(row.model, []).append(row)

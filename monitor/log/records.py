@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -87,6 +87,10 @@ class Sampled(Struct, frozen=True, kw_only=True):
     labels_kept: int
 
 
+#: A model, a moment in the hour of event time, and the rate under which a row was left out.
+LeftOut = tuple[str, datetime, float]
+
+
 class Forgotten(Struct, frozen=True, kw_only=True):
     """What `forget` or `retain` took out of the log."""
 
@@ -120,8 +124,18 @@ class Rows(Struct, kw_only=True):
 class SampleLog(Protocol):
     """An inference log. Every write is idempotent; what returned is committed."""
 
-    def append(self, rows: Sequence[Prediction], *, received: datetime) -> int:
+    def append(
+        self,
+        rows: Sequence[Prediction],
+        *,
+        received: datetime,
+        left_out: Mapping[LeftOut, int] | None = None,
+    ) -> int:
         """Commit rows in one transaction; rows whose (source, event id) is there are skipped.
+
+        Args:
+            left_out: rows that the caller left out itself because `sample.kept` says so, so that
+                `seen` is exact; counted in the same transaction.
 
         Returns how many were new.
         """

@@ -10,6 +10,11 @@ pays for all tests and for as many independent looks as rolling sums amount to (
 A window is held against the baseline's rows of its own strata in its own mix: p = sum of f_s p_s
 with effective size 1 / sum of f_s² / m_s (direct standardisation).
 
+Tests that can rarely spend their share of the budget (values beyond the baseline's, missing values)
+are given a smaller one, and a level by its share of the baseline's rows: what a p-value must fall
+below is alpha times the test's weight, so it is p / weight that is kept and compared with alpha.
+The weights depend on the baseline alone (weighted Bonferroni: Genovese, Roeder & Wasserman 2006).
+
 Sources: Siegmund 1985, chapter 10 (rolling sums); Rosenbaum 1987 (standardisation).
 """
 
@@ -18,17 +23,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import special
 
 from monitor.measure import pvalues
+from monitor.measure.dispersion import Dispersion
 from monitor.measure.tally import Layout, Tally
-from monitor.measure.variation import ScaleVariation
 
 NUMBER_TESTS = ("loc", "scale", "bins", "above", "below", "missing")
 LEVEL_TESTS = ("levels", "level", "missing")
 LEAST_ROWS = 50  # of a window; fewer decide nothing
+_BEYOND = 0.1  # weights: each of a numeric column's two tails,
+_MISSING, _NEVER = 0.5, 0.05  # missing values, and those of a column that never had any
+_BY_SHARE = 0.5  # of the weight of single levels that goes by their share; the rest is equal
+_FAR = 1e3  # p-values so many times above what decides need not be exact
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,8 @@ class Looks:
         scales: parts in each window.
         rows: int64 (scales,).
         alphas: float64 (scales,), what a p-value must fall below.
-        numbers: (scales, numeric columns, `NUMBER_TESTS`).
-        names: (scales, categorical columns, `LEVEL_TESTS`).
+        numbers: (scales, numeric columns, `NUMBER_TESTS`), p-values over their tests' weights.
+        names: (scales, categorical columns, `LEVEL_TESTS`), likewise.
     """
 
     scales: tuple[int, ...]
@@ -65,9 +75,14 @@ class Looks:
     names: np.ndarray
 
 
-def tests_of(layout: Layout) -> int:
-    """Tests of one look."""
-    return len(layout.numeric) * len(NUMBER_TESTS) + len(layout.categorical) * len(LEVEL_TESTS)
+def tests_of(layout: Layout) -> float:
+    """Tests of one look, by their weights."""
+    numbers = len(layout.numeric) * (3 + 2 * _BEYOND)
+    return numbers + 2 * len(layout.categorical) + float(_missing_weights(layout).sum())
+
+
+def _missing_weights(layout: Layout) -> np.ndarray:
+    return np.where(layout.ever_missing, _MISSING, _NEVER)
 
 
 def scales_for(parts: int, rows_per_part: float) -> tuple[int, ...]:
@@ -94,14 +109,14 @@ def looks_of(checks: float, scale: int, alpha: float) -> float:
     return max(checks * min(u * u / scale * nu, 1.0), 1.0)
 
 
-def alpha(budget: float, checks: float, scale: int, scales: int, tests: int) -> float:
+def alpha(budget: float, checks: float, scale: int, scales: int, tests: float) -> float:
     """Error rate of one test at one look of one scale.
 
     Args:
         budget: false alarms a quarter.
         checks: checks a quarter.
     """
-    share = budget / scales / max(tests, 1)
+    share = budget / scales / max(tests, 1.0)
     level = min(share / max(checks, 1.0), 0.05)
     for _ in range(5):  # the number of looks depends on the level, weakly
         level = min(share / looks_of(checks, scale, level), 0.05)
@@ -115,10 +130,11 @@ def windows(parts: Tally, mix: np.ndarray, scales: Sequence[int]) -> Windows:
         parts: oldest first; `mix` (parts, strata) says how many rows of each stratum they hold.
         scales: how many parts to sum, each at most all of them.
     """
-    place = np.array(scales) - 1
+    begins = len(parts) - np.array(scales)[::-1]  # stretches between one scale and the next
 
     def newest(table: np.ndarray) -> np.ndarray:
-        summed: np.ndarray = np.cumsum(table[::-1], axis=0)[place]
+        stretches = np.add.reduceat(table, begins, axis=0)
+        summed: np.ndarray = np.cumsum(stretches[::-1], axis=0)
         return summed
 
     counts = Tally(
@@ -131,133 +147,161 @@ def windows(parts: Tally, mix: np.ndarray, scales: Sequence[int]) -> Windows:
 
 
 @dataclass(frozen=True)
-class Base:
-    """The baseline in each window's mix, as effective counts: float64, scales first."""
+class Sums:
+    """Counts boiled down to what the tests need; parts, scales or strata first.
 
-    rows: np.ndarray  # (scales,)
-    numeric: np.ndarray  # (scales, columns, cells)
-    levels: tuple[np.ndarray, ...]
-    missing: np.ndarray  # (scales, columns)
+    Attributes:
+        rows: float64 (parts,).
+        numbers: (parts, numeric columns, `pvalues.SUMS`).
+        levels: (parts, levels of all categorical columns side by side).
+        missing: (parts, columns of `Layout.ordered`).
+    """
+
+    rows: np.ndarray
+    numbers: np.ndarray
+    levels: np.ndarray
+    missing: np.ndarray
+
+    @classmethod
+    def of(cls, layout: Layout, counts: Tally) -> Sums:
+        by_column = counts.numeric.astype(np.float64).transpose(1, 0, 2)
+        empty = np.zeros((len(counts), 0))
+        return cls(
+            counts.rows.astype(np.float64),
+            (by_column @ layout.basis).transpose(1, 0, 2),
+            np.concatenate([empty, *counts.levels], axis=1),
+            counts.missing.astype(np.float64),
+        )
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        """Everything but the rows, side by side."""
+        parts = (self.numbers.reshape(len(self.rows), -1), self.levels, self.missing)
+        return np.concatenate(parts, axis=1)
+
+    def mixed(self, factor: np.ndarray, rows: np.ndarray) -> Sums:
+        """Weighted sums of the parts, `factor` (results, parts)."""
+        flat, shape = factor @ self._flat, self.numbers.shape[1:]
+        ends = np.cumsum([int(np.prod(shape)), self.levels.shape[1]])
+        numbers, levels, missing = np.split(flat, ends, axis=1)
+        return Sums(rows, numbers.reshape(len(rows), *shape), levels, missing)
 
 
-def standardised(strata: Tally, mix: np.ndarray) -> Base:
-    """Effective counts of the baseline in the windows' mixes.
+def standardised(strata: Sums, mix: np.ndarray) -> Sums:
+    """The baseline in each window's mix, as effective counts.
 
     Rows of strata that the baseline never saw are compared with the strata it did see.
     """
-    m = strata.rows.astype(np.float64)
+    m = strata.rows
     mix = np.where(m > 0, mix, 0.0)
     mix = np.where(mix.sum(-1, keepdims=True) > 0, mix, m)
     mix = mix / mix.sum(-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(m > 0, mix / m, 0.0)  # (scales, strata)
         effective = 1 / (mix * weight).sum(-1)
-    factor = effective[:, None] * weight
-    return Base(
-        rows=effective,
-        numeric=np.tensordot(factor, strata.numeric, axes=1),
-        levels=tuple(factor @ table for table in strata.levels),
-        missing=factor @ strata.missing,
-    )
+    return strata.mixed(effective[:, None] * weight, effective)
 
 
 def look(
     layout: Layout,
     found: Windows,
-    base: Base,
-    variation: Sequence[ScaleVariation],
+    base: Sums,
+    variation: Dispersion,
     alphas: Sequence[float],
 ) -> Looks:
     """The p-values of all windows.
 
     Args:
-        variation: one per scale, at the window's own number of rows (`variation.at`).
+        variation: one row per scale, at the window's own number of rows (`Dispersion.at`).
     """
+    window = Sums.of(layout, found.counts)
+    singles, missing = _shares(layout, window, base, variation, _FAR * max(alphas))
+    count = len(layout.numeric)
     return Looks(
         scales=found.scales,
         rows=found.counts.rows,
         alphas=np.array(alphas),
-        numbers=_numbers(layout, found.counts, base, variation),
-        names=_names(layout, found.counts, base, variation),
+        numbers=_numbers(window.numbers, base.numbers, variation, missing[:, :count]),
+        names=_names(layout, window.levels, base.levels, variation, singles, missing[:, count:]),
     )
 
 
-def _stacked(variation: Sequence[ScaleVariation], name: str) -> np.ndarray:
-    return np.array([getattr(each, name) for each in variation], dtype=np.float64)
-
-
 def _numbers(
-    layout: Layout, window: Tally, base: Base, variation: Sequence[ScaleVariation]
+    w: np.ndarray, r: np.ndarray, variation: Dispersion, missing: np.ndarray
 ) -> np.ndarray:
-    count = len(layout.numeric)
-    if not count:
-        return np.ones((len(variation), 0, len(NUMBER_TESTS)))
-    w, r = window.numeric.astype(np.float64), base.numeric
-    n, m = w.sum(-1), r.sum(-1)
-    scores = pvalues.mid_ranks(r)
-    loc, spread = _stacked(variation, "loc"), _stacked(variation, "scale_")
-    df = _stacked(variation, "df")[:, None]
-    cells = pvalues.coarse_cells(r, n)
-    remainder = pvalues.shape_remainder(pvalues.folded(w, cells), pvalues.folded(r, cells))
-    widest = np.maximum(loc, spread)
-    last = np.array([len(profile.counts) - 1 for profile in layout.numeric])
-    beyond = (w[:, np.arange(count), last], w[..., 0])
-    squares = pvalues.spread_scores(r, scores)
-    tests = [
-        pvalues.p_normal(pvalues.z_score(w, r, scores), loc, df),
-        pvalues.p_normal(pvalues.z_score(w, r, squares), spread, df),
-        pvalues.p_chi_squared(
-            *remainder, _stacked(variation, "bins"), _stacked(variation, "uneven")
-        ),
-        *(pvalues.p_beyond(np.floor(k / widest), n / widest, m / widest) for k in beyond),
-        _missing(window, base, variation)[:, :count],
-    ]
-    found = np.stack(tests, axis=-1)
-    found[(n < LEAST_ROWS) | (m < 1), :-1] = 1.0
+    if not missing.shape[1]:
+        return np.ones((len(variation.df), 0, len(NUMBER_TESTS)))
+    n, m = w[..., 0], r[..., 0]
+    loc, spread, df = variation.loc, variation.scale_, variation.df
+    remainder = pvalues.shape_remainder(pvalues.coarse(w, n), pvalues.coarse(r, n))
+    shape = pvalues.p_chi_squared(*remainder, variation.bins, variation.uneven)
+    widest = np.maximum(loc, spread)[..., None]
+    beyond = pvalues.p_beyond(
+        np.floor(w[..., 6:4:-1] / widest), n[..., None] / widest, m[..., None] / widest
+    )
+    found = np.empty((*n.shape, len(NUMBER_TESTS)))
+    found[..., 0] = pvalues.p_normal(pvalues.scores_z(w, r, 1), loc, df)
+    found[..., 1] = pvalues.p_normal(pvalues.scores_z(w, r, 3), spread, df)
+    found[..., 2] = shape
+    found[..., 3:5] = np.minimum(beyond / _BEYOND, 1.0)
+    found[(n < LEAST_ROWS) | (m < 1)] = 1.0
+    found[..., 5] = missing
     return found
 
 
-def _missing(window: Tally, base: Base, variation: Sequence[ScaleVariation]) -> np.ndarray:
-    phi = _stacked(variation, "share")
-    n, m = window.rows[:, None], base.rows[:, None]
-    found = pvalues.p_share(np.floor(window.missing / phi), n / phi, base.missing / phi, m / phi)
-    return np.where(n >= LEAST_ROWS, found, 1.0)
+def _shares(
+    layout: Layout,
+    window: Sums,
+    base: Sums,
+    variation: Dispersion,
+    screen: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each column's smallest weighted p-value of a single level, (scales, categorical columns), and
+    of its missing values, (scales, columns). One call of the exact test for all of them."""
+    owner, begins = layout.owner, layout.begins
+    phi = np.concatenate([variation.level, variation.share], axis=1)
+    rows, known = window.rows[:, None], base.rows[:, None]
+    if len(begins):
+        n, m = (np.add.reduceat(t, begins, axis=1)[:, owner] for t in (window.levels, base.levels))
+    else:
+        n = m = np.zeros((len(rows), 0))
+    k = np.concatenate([window.levels, window.missing], axis=1)
+    others = np.concatenate([base.levels, base.missing], axis=1)
+    n = np.concatenate([n, np.broadcast_to(rows, window.missing.shape)], axis=1)
+    m = np.concatenate([m, np.broadcast_to(known, base.missing.shape)], axis=1)
+    p = pvalues.p_share(
+        np.floor(k / phi), n / phi, others / phi, m / phi, min(screen, pvalues.SCREEN)
+    )
+    levels, missing = p[:, : len(owner)], p[:, len(owner) :]
+    missing = np.where(rows >= LEAST_ROWS, missing / _missing_weights(layout), 1.0)
+    if not len(begins):
+        return np.ones((len(rows), 0)), np.minimum(missing, 1.0)
+    weighted = levels / _level_weights(layout)
+    smallest = np.minimum(np.minimum.reduceat(weighted, begins, axis=1), 1.0)
+    return smallest, np.minimum(missing, 1.0)
+
+
+def _level_weights(layout: Layout) -> np.ndarray:
+    """Of each level within its column, adding up to 1: half of it equal, half by share."""
+    equal = 1 / np.bincount(layout.owner)[layout.owner]
+    weights: np.ndarray = (1 - _BY_SHARE) * equal + _BY_SHARE * layout.level_shares
+    return weights
 
 
 def _names(
-    layout: Layout, window: Tally, base: Base, variation: Sequence[ScaleVariation]
+    layout: Layout,
+    w: np.ndarray,
+    r: np.ndarray,
+    variation: Dispersion,
+    singles: np.ndarray,
+    missing: np.ndarray,
 ) -> np.ndarray:
-    if not layout.categorical:
-        return np.ones((len(variation), 0, len(LEVEL_TESTS)))
-    missing = _missing(window, base, variation)[:, len(layout.numeric) :]
-    whole_phi = _stacked(variation, "levels")
-    counts = [table.astype(np.float64) for table in window.levels]
-    singles = _singles(counts, base.levels, variation)
-    columns = []
-    for index, (w, r) in enumerate(zip(counts, base.levels, strict=True)):
-        statistic, df, variance = pvalues.level_statistic(w, r)
-        whole = pvalues.p_chi_squared(statistic, df, variance, whole_phi[:, index])
-        enough = (w.sum(-1) >= LEAST_ROWS) & (r.sum(-1) >= 1)
-        columns.append(np.where(enough[:, None], np.stack([whole, singles[index]], -1), 1.0))
-    return np.concatenate([np.stack(columns, axis=1), missing[..., None]], axis=-1)
-
-
-def _singles(
-    counts: Sequence[np.ndarray],
-    baseline: Sequence[np.ndarray],
-    variation: Sequence[ScaleVariation],
-) -> list[np.ndarray]:
-    """Each column's smallest p-value of a single level, times its levels: one per scale.
-
-    All columns' levels side by side in one call: the exact test's loop costs the same for many.
-    """
-    widths = [table.shape[1] for table in counts]
-    w, r = np.concatenate(counts, axis=1), np.concatenate(baseline, axis=1)
-    phi = np.array([np.concatenate(each.level) for each in variation])
-    column = np.repeat(np.arange(len(widths)), widths)
-    n, m = (np.stack([t.sum(-1) for t in tables], 1)[:, column] for tables in (counts, baseline))
-    p = pvalues.p_share(np.floor(w / phi), n / phi, r / phi, m / phi)
-    begins = np.cumsum([0, *widths[:-1]])
-    filled = np.add.reduceat(((w + r) > 0).astype(np.intp), begins, axis=1)
-    smallest = np.minimum(np.minimum.reduceat(p, begins, axis=1) * filled, 1.0)
-    return list(smallest.T)
+    begins = layout.begins
+    if not len(begins):
+        return np.ones((len(variation.df), 0, len(LEVEL_TESTS)))
+    statistic, df, variance = pvalues.level_statistics(w, r, begins, layout.owner)
+    whole = pvalues.p_chi_squared(statistic, df, variance, variation.levels)
+    found = np.stack([whole, singles, missing], axis=-1)
+    n, m = (np.add.reduceat(table, begins, axis=1) for table in (w, r))
+    found[(n < LEAST_ROWS) | (m < 1), :2] = 1.0
+    return found

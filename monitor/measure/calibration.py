@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 
 from monitor.measure import alarms, strata, variation
+from monitor.measure.dispersion import Dispersion
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.measure.strata import LEAST, SCHEMES, Scheme
 from monitor.measure.tally import Layout, Tally, merge, tally, tally_blocks
@@ -54,7 +55,9 @@ class Reference:
         self.layout = Layout.of(profiles)
         self.calibration = calibration
         self.strata = _unpack(self.layout, calibration)
+        self.sums = alarms.Sums.of(self.layout, self.strata)
         self.variation = calibration.variation or (variation.nothing_known(self.layout, 1),)
+        self.dispersion = Dispersion.of(self.variation)
         self._place = {profile.key: i for i, profile in enumerate(self.layout.ordered)}
 
     def stratum(self, seconds: np.ndarray) -> np.ndarray:
@@ -70,6 +73,13 @@ class Reference:
         """φ of a window of this length and so many rows."""
         blocks = length.total_seconds() / (self.calibration.block_s or 1.0)
         return variation.at(self.variation, blocks, rows)
+
+    def over(self, windows: Sequence[tuple[timedelta, float]]) -> Dispersion:
+        """φ of windows of these lengths and rows, as the tests need it."""
+        block = self.calibration.block_s or 1.0
+        return self.dispersion.at(
+            self.variation, [(length.total_seconds() / block, rows) for length, rows in windows]
+        )
 
     def spread(self, key: str, length: timedelta, rows: float) -> Spread:
         """φ of one column in such a window; ones for a column that cannot be compared."""

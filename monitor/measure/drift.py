@@ -165,11 +165,10 @@ def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
         alarms.alpha(budget.false_alarms, checks, max(round(s * rate), 1), len(scales), tests)
         for s in scales
     ]
-    variation = [
-        reference.at(length * scale, float(n))
-        for scale, n in zip(scales, found.counts.rows, strict=True)
-    ]
-    base = alarms.standardised(reference.strata, found.mix)
+    variation = reference.over(
+        [(length * s, float(n)) for s, n in zip(scales, found.counts.rows, strict=True)]
+    )
+    base = alarms.standardised(reference.sums, found.mix)
     looks = alarms.look(layout, found, base, variation, alphas)
     return _Verdicts(_strongest(reference, looks, length), alphas[-1])
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from core.errors import InputError
+from monitor.figures import Yardstick as Yardstick
 
-Yardstick = Literal["absolute", "relative"]
 Floats = NDArray[np.float64]
 _DAY = 86_400.0
 

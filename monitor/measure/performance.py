@@ -33,12 +33,16 @@ METRIC_NAMES: dict[str, str] = {
 
 
 def row_loss(
-    spec: ModelSpec, outputs: pd.DataFrame, y: np.ndarray, metric: Metric | None = None
+    spec: ModelSpec,
+    outputs: pd.DataFrame | np.ndarray,
+    y: np.ndarray,
+    metric: Metric | None = None,
 ) -> np.ndarray:
     """The loss of each row, shape (n,); NaN where an output or the label is missing or infinite.
 
     Args:
         outputs: one column per `spec.outputs`; other columns are ignored, an absent one is missing.
+            Or the same as an array, float64 (n, outputs).
         y: encoded labels (`ModelSpec.encode_label`), shape (n,), NaN where there is none.
         metric: the spec's own when None. brier: (p - y)^2, for several classes summed over them
             (Brier 1950); log_loss: -ln of the true class's probability, clipped to [1e-15, 1];
@@ -46,7 +50,7 @@ def row_loss(
     """
     chosen = metric or spec.metric
     y = np.asarray(y, dtype=np.float64)
-    answers = _matrix(spec, outputs)
+    answers = outputs if isinstance(outputs, np.ndarray) else matrix(spec, outputs)
     losses: np.ndarray
     with np.errstate(all="ignore"):  # NaN and overflow are answers here: the row has no loss
         if spec.task == "regression":
@@ -62,7 +66,7 @@ def row_loss(
     return losses
 
 
-def _matrix(spec: ModelSpec, outputs: pd.DataFrame) -> np.ndarray:
+def matrix(spec: ModelSpec, outputs: pd.DataFrame) -> np.ndarray:
     """The outputs as float64 (n, outputs), NaN for a column that is not there or not a number."""
     import pandas as pd
 

@@ -9,15 +9,15 @@ loc      z of the mean mid-rank score (Wilcoxon's)                       a mean 
 scale    z of the squared, centred mid-rank score (Mood's)               a spread that moved
 bins     chi-squared on 8 cells minus its loc and scale parts            any other change of shape
          (Neyman's smooth test, the remainder)
-beyond   k rows beyond the baseline's highest (lowest) value, exact      tails, units
-share    Fisher's exact test of a 2 × 2 table, twice the smaller side    missing, unseen, one level
+beyond   k rows beyond the baseline's highest (lowest) value, mid-p      tails, units
+share    Fisher's test of a 2 × 2 table, twice the smaller mid-p         missing, one level
 levels   chi-squared of categories, a gamma with matched variance        many levels at once
 
 Over-dispersion φ (`monitor.measure.variation`) divides squared z values, with Student's tail for
 how surely it is known, and sample sizes where a test is exact.
 
 Sources: Wilcoxon 1945; Mood 1954; Neyman 1937 and Rayner & Best 1989 (components of chi-squared);
-Fisher 1935; Rao & Scott 1981, 1984 (over-dispersed chi-squared).
+Fisher 1935; Lancaster 1961 (mid-p); Rao & Scott 1981, 1984 (over-dispersed chi-squared).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from scipy import special
 MANY = 1e6  # degrees of freedom that stand for certainty
 _FINE, _COARSE = 8, 5  # cells of the shape test; fewer for small windows
 _SMALL = 80  # rows
-_EXACT = 5e-3  # above this the normal approximation of a share will do: nothing is decided there
+SCREEN = 5e-3  # above this the normal approximation of a share will do: nothing is decided there
+_STRIDE = 32  # terms of a tail that are summed at a time
 _PLAIN = (50, 1e-12)  # expected rows and p-value from which on it decides alike
 
 
@@ -47,6 +48,54 @@ def spread_scores(r: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return centred
 
 
+#: What the tests need of a numeric column's counts are sums: of rows, s, s², q, q² (s the mid-rank
+#: score, q its centred square), of the outermost cells, and of 8 and of 5 coarse cells.
+SUMS = 7 + _FINE + _COARSE
+
+
+def basis(r: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """float64 (..., cells, `SUMS`): counts @ basis are the sums that `scores_z` and `coarse` read;
+    `last` is the cell above the baseline's highest value.
+
+    Scores and coarse cells are the baseline's as a whole, whatever mix of its strata a window is
+    held against: any scores fixed beforehand make a valid test.
+    """
+    s = mid_ranks(r)
+    q = spread_scores(r, s)
+    cells = np.arange(r.shape[-1])
+    beyond = [
+        np.broadcast_to((cells == end).astype(np.float64), s.shape) for end in (0, last[..., None])
+    ]
+    hot = [
+        coarse_cells(r, rows)[..., None] == np.arange(count)
+        for rows, count in ((_SMALL, _FINE), (1, _COARSE))
+    ]
+    first = np.stack([np.ones_like(s), s, s * s, q, q * q, *beyond], axis=-1)
+    found: np.ndarray = np.concatenate([first, *hot], axis=-1)
+    return found
+
+
+def scores_z(w: np.ndarray, r: np.ndarray, which: int) -> np.ndarray:
+    """`z_score` from sums: of the mid-rank score (`which` 1) or its centred square (3)."""
+    n, m = w[..., 0], r[..., 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = (w[..., which : which + 2] + r[..., which : which + 2]) / (n + m)[..., None]
+        variance = np.maximum(both[..., 1] - both[..., 0] ** 2, 0.0)
+        z = (w[..., which] / n - r[..., which] / m) / np.sqrt(variance * (1 / n + 1 / m))
+    return np.where(np.isfinite(z) & (variance > 1e-12), z, 0.0)
+
+
+def coarse(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """The coarse cells' counts from sums: 8 of them, or 5 and zeros where n is small."""
+    fine = sums[..., 7 : 7 + _FINE]
+    small = n < _SMALL
+    if not small.any():
+        return fine
+    few = np.zeros_like(fine)
+    few[..., :_COARSE] = sums[..., 7 + _FINE :]
+    return np.where(small[..., None], few, fine)
+
+
 def z_score(w: np.ndarray, r: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Difference of mean scores over its standard error under the pooled sample; 0 where the pooled
     sample does not vary. Shape of `w` without cells."""
@@ -63,9 +112,16 @@ def z_score(w: np.ndarray, r: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def p_normal(
     z: np.ndarray, phi: np.ndarray | float = 1.0, df: np.ndarray | float = MANY
 ) -> np.ndarray:
-    """Two-sided p-value of z / sqrt(φ), Student's with `df` degrees of freedom."""
+    """Two-sided p-value of z / sqrt(φ), Student's with `df` degrees of freedom.
+
+    Student's tail is dear to compute: within two standard errors the normal one stands for it.
+    """
     t = -np.abs(z) / np.sqrt(phi)
-    p: np.ndarray = 2 * np.where(np.asarray(df) >= MANY, special.ndtr(t), special.stdtr(df, t))
+    p: np.ndarray = 2 * special.ndtr(t)
+    df = np.broadcast_to(df, p.shape)
+    heavy = (t < -2) & (df < MANY)
+    if heavy.any():
+        p[heavy] = 2 * special.stdtr(df[heavy], t[heavy])
     return p
 
 
@@ -147,8 +203,9 @@ def p_chi_squared(
 
 
 def p_beyond(k: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """P(at least k of n window rows lie beyond all m of the baseline), rows exchangeable. Exact:
-    n! (n + m - k)! / ((n - k)! (n + m)!); real-valued arguments are effective sizes."""
+    """The mid-p-value of k of n window rows beyond all m of the baseline, rows exchangeable:
+    P(more than k) + P(exactly k) / 2, with P(at least k) = n! (n + m - k)! / ((n - k)! (n + m)!).
+    Real-valued arguments are effective sizes."""
     k = np.minimum(k, n)
     logs = (
         special.gammaln(n + 1)
@@ -156,36 +213,44 @@ def p_beyond(k: np.ndarray, n: np.ndarray, m: np.ndarray) -> np.ndarray:
         + special.gammaln(n + m - k + 1)
         - special.gammaln(n + m + 1)
     )
-    p: np.ndarray = np.minimum(np.exp(logs), 1.0)
+    # One more row beyond is (n - k) / (n + m - k) times as likely.
+    p: np.ndarray = np.minimum(np.exp(logs), 1.0) * (1 + (n - k) / np.maximum(n + m - k, 1e-9)) / 2
     return p
 
 
-def p_share(k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Fisher's exact test: k of n window rows against `others` of m baseline rows.
+def p_share(
+    k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray, screen: float = SCREEN
+) -> np.ndarray:
+    """Fisher's test of k of n window rows against `others` of m baseline rows, as a mid-p-value.
 
-    Twice the smaller one-sided p-value. What the normal approximation (with Yates' correction) puts
-    above 0.005, or with 50 rows expected below 1e-12, is left at that: no budget decides there.
+    Twice the smaller one-sided mid-p-value, P(beyond) + P(exactly this) / 2: the exact test spends
+    half of its error rate where counts are small, this one nearly all (Lancaster 1961). What the
+    normal approximation (with Yates' correction) puts above `screen`, or with 50 rows expected
+    below 1e-12, is left at that: nothing is decided there.
     """
     k, n, others, m = np.broadcast_arrays(k, n, others, m)
     k, others = np.rint(k), np.rint(others)
     n, m = np.maximum(np.rint(n), k), np.maximum(np.rint(m), others)
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = (k + others) / (n + m)
-        error = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
-        gap = np.maximum(np.abs(k / n - others / m) - (1 / n + 1 / m) / 2, 0.0)
-        z = np.where(error > 0, gap / error, 0.0)
+        size = 1 / n + 1 / m
+        gap = np.maximum(np.abs(k / n - others / m) - size / 2, 0.0)
+        z = gap / np.sqrt(pooled * (1 - pooled) * size)
     p = 2 * special.ndtr(-z)
     rough = np.where(np.isfinite(p), np.minimum(p, 1.0), 1.0)
-    many = np.minimum(pooled, 1 - pooled) * np.minimum(n, m) > _PLAIN[0]
-    near = (rough < _EXACT) & ~(many & (rough < _PLAIN[1]))
+    near = rough < screen
     if near.any():
-        rough = rough.copy()
-        rough[near] = _fisher(k[near], n[near], others[near], m[near])
+        k, n, others, m, pooled = k[near], n[near], others[near], m[near], pooled[near]
+        known = rough[near]
+        many = np.minimum(pooled, 1 - pooled) * np.minimum(n, m) > _PLAIN[0]
+        exact = ~(many & (known < _PLAIN[1]))
+        known[exact] = _fisher(k[exact], n[exact], others[exact], m[exact])
+        rough[near] = known
     return rough
 
 
 def _fisher(k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Twice the smaller tail of the hypergeometric distribution, summed outward from k."""
+    """Twice the smaller mid-tail of the hypergeometric distribution, summed outward from k."""
     more = k * m >= others * n  # which side of what is expected k lies on
     # Fewer of these is more of the others: one formula for both sides.
     k, others = np.where(more, k, n - k), np.where(more, others, m - others)
@@ -193,16 +258,17 @@ def _fisher(k: np.ndarray, n: np.ndarray, others: np.ndarray, m: np.ndarray) -> 
     first = (
         _choose(marked, k) + _choose(total - marked, n - k) - _choose(total, n)
     )  # log P(exactly k)
-    ratio_sum, term, i = np.ones_like(k), np.ones_like(k), k.copy()
-    for _ in range(100_000):  # terms fall at least geometrically past the mode
+    ratio_sum, left = np.ones_like(k), np.arange(len(k))
+    term, i = np.ones_like(k), k[:, None] + np.arange(_STRIDE)
+    while len(left):  # terms fall at least geometrically past the mode
+        a, b = marked[left, None], n[left, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            step = (marked - i) * (n - i) / ((i + 1) * (total - marked - n + i + 1))
-        term = np.where(i < np.minimum(marked, n), term * step, 0.0)
-        ratio_sum = ratio_sum + term
-        i = i + 1
-        if (term <= 1e-7 * ratio_sum).all():
-            break
-    p: np.ndarray = np.minimum(2 * np.exp(first) * ratio_sum, 1.0)
+            step = (a - i) * (b - i) / ((i + 1) * (total[left, None] - a - b + i + 1))
+        terms = np.cumprod(np.where(i < np.minimum(a, b), step, 0.0), axis=1) * term[:, None]
+        ratio_sum[left] += terms.sum(1)
+        going = terms[:, -1] > 1e-7 * ratio_sum[left]
+        left, term, i = left[going], terms[going, -1], i[going] + _STRIDE
+    p: np.ndarray = np.minimum(2 * np.exp(first) * (ratio_sum - 0.5), 1.0)
     return p
 
 
@@ -216,17 +282,43 @@ def level_statistic(w: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Levels that expect less than one row of the window are pooled into one.
     """
-    n, m = w.sum(-1, keepdims=True), r.sum(-1, keepdims=True)
+    found = level_statistics(
+        np.atleast_2d(w), np.atleast_2d(r), np.zeros(1, np.intp), np.zeros(w.shape[-1], np.intp)
+    )
+    statistic, df, variance = (each[..., 0].reshape(w.shape[:-1]) for each in found)
+    return statistic, df, variance
+
+
+def level_statistics(
+    w: np.ndarray, r: np.ndarray, begins: np.ndarray, column: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`level_statistic` of many columns at once, their levels side by side: (windows, columns).
+
+    Args:
+        w, r: (windows, levels of all columns).
+        begins: where each column's levels begin; `column` (levels,) says whose a level is.
+    """
+
+    def each(values: np.ndarray) -> np.ndarray:
+        summed: np.ndarray = np.add.reduceat(values, begins, axis=1, dtype=np.float64)
+        return summed
+
+    n, m = each(w), each(r)
     with np.errstate(divide="ignore", invalid="ignore"):
-        thin = (w + r) * (n / (n + m)) < 1
-        thin &= thin.sum(-1, keepdims=True) >= 2
-        w = np.concatenate([np.where(thin, 0, w), (w * thin).sum(-1, keepdims=True)], axis=-1)
-        r = np.concatenate([np.where(thin, 0, r), (r * thin).sum(-1, keepdims=True)], axis=-1)
-        g = (w + r) / (n + m)
-        filled = g > 0
-        inverse = np.where(filled, 1 / np.where(filled, g, 1), 0.0)
-        statistic = ((w / n - r / m) ** 2 * inverse).sum(-1) / (1 / n + 1 / m)[..., 0]
-        k = filled.sum(-1)
-        excess = (inverse.sum(-1) - k**2 - 2 * k + 2) / n[..., 0] * (m / (n + m))[..., 0]
+        total, size = n + m, 1 / n + 1 / m
+        both = w + r
+        thin = both * (n / total)[:, column] < 1
+        pools = each(thin) >= 2
+        thin &= pools[:, column]
+        g = np.where(thin, 0.0, both / total[:, column])
+        inverse = np.where(g > 0, 1 / np.where(g > 0, g, 1), 0.0)
+        gap = w / n[:, column] - r / m[:, column]
+        rest = np.where(pools, each(both * thin) / total, 0.0)
+        rest_inverse = np.where(rest > 0, 1 / np.where(rest > 0, rest, 1), 0.0)
+        statistic = (
+            each(gap * gap * inverse) + each(np.where(thin, gap, 0.0)) ** 2 * rest_inverse
+        ) / size
+        k = each(g > 0) + (rest > 0)
+        excess = (each(inverse) + rest_inverse - k**2 - 2 * k + 2) / n * (m / total)
     df = np.maximum(k - 1, 0)
     return statistic, df, 2 * df + np.maximum(excess, 0.0)

@@ -137,7 +137,8 @@ def _stuck(view: _View) -> QualityIssue | None:
     chance = profile.top_share ** (len(values) / view.spread.levels)
     if chance >= _STUCK:
         return None
-    only = shown(view.values.spelled()[0])
+    spelled = view.values.spelled()[0]
+    only = shown(spelled.item() if isinstance(spelled, np.generic) else spelled)
     text = f"{profile.column} is {only} in all {len(values):,} rows that have a value"
     expected = f"more than one value (the baseline has {profile.distinct:,})"
     return _issue(profile, "constant", 1.0, expected, text, True)

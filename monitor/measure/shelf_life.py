@@ -10,65 +10,22 @@ it is below .2, else *cannot tell*. Pure: no clock, no I/O; the same arguments g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from msgspec import Struct
 from msgspec.structs import replace
 
 from core.errors import InputError
+from monitor.figures import Ahead as Ahead
+from monitor.figures import Answer as Answer
+from monitor.figures import Forecast as Forecast
+from monitor.figures import Within as Within
 from monitor.measure.futures import SMOOTH, futures, passage
-from monitor.measure.lives import Floats, Lives, Path, Yardstick, on_grid
+from monitor.measure.lives import Floats, Lives, Path, on_grid
 
-Answer = Literal["yes", "no", "cannot tell"]
 STEPS = 80  # windows a life is simulated onwards; what lasts longer is "beyond"
 LEAST_LIVES = 2  # other lives that can stand in for an own path of fewer than SMOOTH points
 YES, NO = 0.8, 0.2
 _DRAWS = 360  # of each view, half as many of no drift
-
-
-class Within(Struct, frozen=True, kw_only=True):
-    """The answer to "will it expire within so many days?"."""
-
-    days: float
-    probability: float
-    answer: Answer
-
-
-class Ahead(Struct, frozen=True, kw_only=True):
-    """The loss ratio's quantiles in one future window: the chart's band (80 %) and its middle."""
-
-    days: float  # from the newest window's end
-    low: float
-    middle: float
-    high: float
-
-
-class Forecast(Struct, frozen=True, kw_only=True):
-    """What can be said of the remaining life, counted in days from the newest window's end.
-
-    `median`, `low` and `high` (the 80 % interval) are None where the life outlasts `beyond` days in
-    that many of the simulations; all of them, `within` and `band` are empty where `why` says that
-    nothing can be said.
-    """
-
-    yardstick: Yardstick
-    tolerance: float
-    age: float  # days from the life's begin to its newest window
-    points: int  # windows with a usable ratio
-    missing: int  # windows without one
-    lives: int  # other lives that were learned from
-    rows: int  # labelled rows behind the points; 0 where nobody counted
-    step: float | None = None  # days of a window
-    level: float | None = None  # mean ratio of the newest SMOOTH windows
-    expired: bool = False  # that mean is over the line now
-    within: tuple[Within, ...] = ()
-    median: float | None = None
-    low: float | None = None
-    high: float | None = None
-    beyond: float | None = None
-    band: tuple[Ahead, ...] = ()
-    why: str | None = None
 
 
 def forecast(

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from core.errors import InputError
+from monitor.measure import pvalues
 from monitor.measure.profile import ColumnProfile, Values, cells_of, count
 
 
@@ -38,6 +39,38 @@ class Layout:
     def cells(self) -> int:
         """Cells of the widest numeric column."""
         return max((len(profile.counts) for profile in self.numeric), default=0)
+
+    @cached_property
+    def basis(self) -> np.ndarray:
+        """float64 (numeric columns, cells, sums), see `pvalues.basis`."""
+        counts = np.zeros((len(self.numeric), self.cells))
+        for index, profile in enumerate(self.numeric):
+            counts[index, : len(profile.counts)] = profile.counts
+        last = np.array([len(profile.counts) - 1 for profile in self.numeric], dtype=np.intp)
+        return pvalues.basis(counts, last)
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """Where each categorical column's levels begin when all lie side by side, intp."""
+        widths = [len(profile.counts) for profile in self.categorical]
+        return np.cumsum([0, *widths[:-1]]) if widths else np.zeros(0, dtype=np.intp)
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """Which categorical column each level belongs to, intp."""
+        widths = [len(profile.counts) for profile in self.categorical]
+        return np.repeat(np.arange(len(widths)), widths)
+
+    @cached_property
+    def level_shares(self) -> np.ndarray:
+        """Share of each level among its column's values in the baseline, float64."""
+        counts = [np.array(profile.counts, dtype=np.float64) for profile in self.categorical]
+        return np.concatenate([np.zeros(0), *(each / each.sum() for each in counts)])
+
+    @cached_property
+    def ever_missing(self) -> np.ndarray:
+        """Whether the baseline's column had rows without a value, bool, in order of `ordered`."""
+        return np.array([profile.missing > 0 for profile in self.ordered], dtype=bool)
 
     @property
     def ordered(self) -> tuple[ColumnProfile, ...]:

@@ -117,7 +117,8 @@ def moderate(phi: np.ndarray, df: float) -> tuple[np.ndarray, float]:
         float(centred.mean()) + float(special.digamma(prior / 2)) - math.log(prior / 2)
     )
     squeezed = (prior * centre + df * phi) / (prior + df)
-    return np.maximum(squeezed, 1.0), min(prior + df, _MANY)
+    # What all columns share is no better known than from all of them together.
+    return np.maximum(squeezed, 1.0), min(prior + df, len(phi) * df, _MANY)
 
 
 def _inverse_trigamma(value: float) -> float:

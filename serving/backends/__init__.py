@@ -1,4 +1,8 @@
-"""Interpreters of models, one file each; `load` finds the one a pointer names."""
+"""Interpreters of models, one file each; `load` finds the one a pointer names.
+
+Importing this package imports no engine: ONNX Runtime, PyTorch, Triton's client and Ray are
+imported by the backend that is asked for them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from core.errors import NotFound
 from core.spec import ModelSpec
 from serving.backend import Backend, Model
 
-NAMES = ("native",)
+#: In the order in which they are tried.
+NAMES = ("native", "onnx", "torch", "triton", "ray")
 
 
 def backend(name: str) -> Backend:
@@ -21,6 +26,22 @@ def backend(name: str) -> Backend:
         from serving.backends.native import Native
 
         return Native()
+    if name == "onnx":
+        from serving.backends.onnx import Onnx
+
+        return Onnx()
+    if name == "torch":
+        from serving.backends.torch import Torch
+
+        return Torch()
+    if name == "triton":
+        from serving.backends.triton import Triton
+
+        return Triton()
+    if name == "ray":
+        from serving.backends.ray import Ray
+
+        return Ray()
     raise NotFound("backend", name, f"there are {list(NAMES)}")
 
 

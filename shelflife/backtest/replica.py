@@ -48,6 +48,8 @@ class Replica(Service):
         folder: its home; nothing lies there.
     """
 
+    foresees = False  # a replay decides nothing by forecasts, and would fit and ask for them
+
     def __init__(self, bank: Bank, settings: ModelSettings, folder: Path) -> None:
         super().__init__(Settings(defaults=settings, home=str(folder)), folder=folder)
         self.bank, self.fits = bank, 0.0
@@ -171,7 +173,10 @@ class Replica(Service):
         """Titles of the pages that were opened at this moment."""
         table = schema.incidents
         query = sa.select(table.c.title).where(
-            table.c.model == self.name, table.c.severity == "page", table.c.opened == at
+            table.c.model == self.name,
+            table.c.severity == "page",
+            table.c.opened == at,
+            table.c.state != "noticed",
         )
         with self.ledger.read() as tx:
             return [str(title) for title in tx.scalars(query.order_by(table.c.id))]

@@ -177,7 +177,12 @@ def _candidate(
             labels,
             fit,
             judged_rows=account.holdout_rows,
-            past=past.past_scores(context, run),
+            past=past.past_scores(context.ledger, run.model, before=run.started),
+            indifferent=past.indifferent(
+                context.settings,
+                account,
+                champion_until=replica.memory.kept[run.champion].baseline.trained_until,
+            ),
             metric=context.settings.metric,
         )
         estimator, _ = settle(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.settings import load
-from monitor.alert import outbox, receivers
+from monitor.alert import delivery, receivers
 from monitor.log.records import Prediction
 from shelflife import commands, reports
 from shelflife.demo import story, summary
@@ -204,7 +204,7 @@ class Demo:
                 self._event(at, "rollback", found.decision.reason)
                 deploy_all(service, now=at)
         self._carry_run(service, at)
-        outbox.deliver_due(
+        delivery.deliver_due(
             service.ledger, receivers.build(service.settings.receivers), now=wall_clock()
         )
         if at.day <= 7:  # once a month of event time: settled rows become segments
@@ -257,7 +257,7 @@ class Demo:
         while reports.render_wanted(service):
             pass
         deliver = receivers.build(service.settings.receivers)
-        outbox.deliver_due(service.ledger, deliver, now=wall_clock())
+        delivery.deliver_due(service.ledger, deliver, now=wall_clock())
         result = summary.collect(
             service,
             stream,
@@ -286,7 +286,7 @@ class Demo:
                 self.screen.say(f"{model}: now serving v{champion.version if champion else '–'}")
             commands.obey(service, now=self.now)
             advance(service, story.MODEL, at=self.now, wall=wall_clock())
-            outbox.deliver_due(service.ledger, deliver, now=wall_clock())
+            delivery.deliver_due(service.ledger, deliver, now=wall_clock())
             reports.render_wanted(service)
 
 

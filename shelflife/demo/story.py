@@ -54,6 +54,7 @@ receivers:
     type: webhook
     url: {receiver}
     secret: env:SHELFLIFE_DEMO_SECRET
+    allow: [127.0.0.1]
 models:
   repurchase:
     owner: retention team

@@ -37,17 +37,17 @@ def rows(
     Raises:
         InputError: not Arrow, damaged, larger than allowed, or a column that cannot be read.
     """
-    columns, count = _columns(body, limits)
+    found_columns, count = columns(body, limits)
     name = "predictions" if kind is PredictionIn else "labels"
     if count > limits.rows:
         expected = f"at most {limits.rows}; send several requests"
         raise Refused("rows", name, f"{count} rows", expected)
     known = set(kind.__struct_fields__)
-    for column in columns:
+    for column in found_columns:
         if column.partition(".")[0] not in known:
             raise Refused("unknown_field", column, column, f"one of {sorted(known)}")
     found, problems = list[tuple[int, Row]](), list[Problem]()
-    for position, value in enumerate(_objects(columns, count)):
+    for position, value in enumerate(_objects(found_columns, count)):
         try:
             found.append((position, msgspec.convert(value, kind)))
         except msgspec.ValidationError as error:
@@ -75,7 +75,12 @@ def _objects(columns: dict[str, list[Any]], count: int) -> Iterator[dict[str, An
         yield row
 
 
-def _columns(body: bytes, limits: Limits) -> tuple[dict[str, list[Any]], int]:
+def columns(body: bytes, limits: Limits) -> tuple[dict[str, list[Any]], int]:
+    """The columns of an Arrow body as plain values, and how many rows they have.
+
+    Raises:
+        InputError: not Arrow, damaged, larger than allowed, or a column that cannot be read.
+    """
     import pyarrow as pa
 
     stream = arrowguard.stream(body)

@@ -21,10 +21,13 @@ from core import schema
 from core.access import Identity
 from core.errors import InputError, NotFound
 from core.ledger import Ledger
+from core.settings import Settings
 from core.times import iso, parse_time
 from monitor import scores
 from monitor.log.records import SampleLog
-from shelflife import commands, metrics
+from shelflife import commands, health, metrics
+from shelflife.health import Facts, Problem
+from shelflife.pulses import PULSE
 from shelflife.web.edge import Bodies, answer, decode
 from shelflife.web.gatekeeper import STATE, cross_site
 from shelflife.web.limits import MAX_VERSION, identifier
@@ -34,7 +37,7 @@ from shelflife.web.wire import ActionIn
 _LISTED = 200  # rows of a listing
 _REASON = 3  # characters that a person's reason has at least
 _STATES = {
-    "incidents": ("open", "acknowledged", "resolved"),
+    "incidents": ("noticed", "open", "acknowledged", "resolved"),
     "runs": ("running", "waiting", "promoted", "refused", "failed", "abandoned"),
 }
 
@@ -66,6 +69,7 @@ class Control:
 
     def __init__(
         self,
+        settings: Settings,
         ledger: Ledger,
         log: SampleLog,
         specs: Specs,
@@ -74,6 +78,7 @@ class Control:
         snapshot: Callable[[], dict[str, Any]],
         clock: Callable[[], datetime],
     ) -> None:
+        self._settings = settings
         self._ledger, self._log, self._specs, self._bodies = ledger, log, specs, bodies
         self._snapshot, self._clock = snapshot, clock
 
@@ -162,17 +167,38 @@ class Control:
         return answer({"runs": await self._listed(schema.runs, request, "started")})
 
     async def health(self, request: Request) -> Response:
-        """Whether this process can do its work: the ledger answers."""
+        """Whether models are watched and people told: 503 when the monitor is blind or mute.
+
+        Whether this process answers inference requests is another question: `/v2/health/ready`.
+        """
+        now = self._clock()
         try:
-            await self._rows(sa.select(schema.meta))
-        except sa.exc.SQLAlchemyError as error:
-            return answer({"status": "failing", "ledger": type(error).__name__}, status=503)
-        return answer({"status": "ok", "at": iso(self._clock())})
+            facts, problems = await run_in_threadpool(self._examine, now)
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            why = f"the ledger does not answer ({type(error).__name__})"
+            return answer({"status": "failing", "problems": [why], "at": iso(now)}, status=503)
+        heard = facts.jobs.get(PULSE)
+        texts = [one.text for one in problems]
+        if heard is None:
+            texts.append("no scheduler was ever started: nothing is checked")
+        blind = any(one.severity == "page" for one in problems)
+        status = "failing" if blind else "degraded" if texts else "ok"
+        body = {"status": status, "problems": texts, "at": iso(now)}
+        return answer(body, status=503 if blind else 200)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics."""
-        text = await run_in_threadpool(metrics.render, self._ledger, self._snapshot())
+        text = await run_in_threadpool(self._render, self._clock())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    def _examine(self, now: datetime) -> tuple[Facts, list[Problem]]:
+        facts = health.gather(self._ledger, self._settings.home_path)
+        models = health.served(self._settings.home_path)
+        return facts, health.judge(facts, self._settings, models, now=now)
+
+    def _render(self, now: datetime) -> str:
+        found = [one.severity for one in self._examine(now)[1]]
+        return metrics.render(self._ledger, self._snapshot(), now=now, problems=found)
 
     async def _listed(self, table: sa.Table, request: Request, order: str) -> list[dict[str, Any]]:
         query = sa.select(table).order_by(table.c[order].desc()).limit(_LISTED)

@@ -38,29 +38,32 @@ _REMEMBERED = 10_000  # tokens and people
 _USED = 300.0  # seconds between two notes that a token is used
 _BURST = 10.0  # seconds' worth of requests that may come at once
 _OPEN = frozenset({"/healthz", "/v2/health/live", "/v2/health/ready"})
+_HINTS = "/api/v1/hints/mlflow"
 Clock = Callable[[], float]
 
 
 def scope_of(method: str, path: str) -> access.Scope | None:
     """The scope that a request asks for; None: anybody may."""
-    parts = path.strip("/").split("/")
     reading = method in ("GET", "HEAD")
-    if reading and path in _OPEN:
-        return None
+    if (reading and path in _OPEN) or (method == "POST" and path == _HINTS):
+        return None  # hints are signed by MLflow with a secret of their own
+    parts = path.strip("/").split("/")
     if parts[0] == "v2":
         return "infer" if parts[1:2] != ["repository"] or parts[-1] == "index" else "admin"
     if parts[:2] == ["api", "v1"]:
-        if reading:
-            return "read"
-        if parts[-1] in ("predictions", "labels", "cloudevents"):
-            return "ingest"
-        if len(parts) == 6 and parts[4] == "actions":
-            return access.needed(parts[5])
-        if parts[2:3] in (["incidents"], ["silences"]):
-            return "operate"
-    if reading and path in ("/metrics", "/openapi.json"):
-        return "read"
-    return "admin"
+        return "read" if reading else _written(parts[2:])
+    return "read" if reading and path in ("/metrics", "/openapi.json") else "admin"
+
+
+def _written(parts: list[str]) -> access.Scope:
+    """The scope of a request below `/api/v1` that is no reading."""
+    if parts[-1:] == ["predict"]:
+        return "infer"
+    if parts[-1:] in (["predictions"], ["labels"], ["cloudevents"]):
+        return "ingest"
+    if len(parts) == 4 and parts[2] == "actions":
+        return access.needed(parts[3])
+    return "operate" if parts[:1] in (["incidents"], ["silences"]) else "admin"
 
 
 class Buckets:

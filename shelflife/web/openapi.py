@@ -17,7 +17,7 @@ from core import schema as tables
 from monitor.log.records import LabelReceipt, LogCounts
 from monitor.results import WindowScore
 from shelflife.commands import ACTIONS
-from shelflife.web import inference_schema, wire
+from shelflife.web import inference_schema, oncall, wire
 from shelflife.web.document import MODEL, REF, STATUS, Json, operation, path_parameter, ref, said
 from shelflife.web.events import BATCHED, STRUCTURED, TYPES
 from shelflife.web.ingest import ARROW, NDJSON
@@ -25,7 +25,7 @@ from shelflife.web.ingest import ARROW, NDJSON
 _TYPES: tuple[Any, ...] = (
     wire.PredictionsIn, wire.LabelsIn, wire.ActionIn, wire.PredictionsOut, wire.EventsOut,
     wire.Failure, wire.Nothing, LogCounts, WindowScore,
-    inference_schema.InferenceRequest,
+    inference_schema.InferenceRequest, *oncall.COMPONENTS,
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def document() -> Json:
             "version": _release(),
             "summary": "Inference, the log of what was asked and turned out true, and control.",
         },
-        "paths": _ingest() | _control() | inference_schema.paths(),
+        "paths": _ingest() | _control() | oncall.paths() | inference_schema.paths(),
         "components": {"schemas": components},
     }
 
@@ -109,7 +109,23 @@ def _ingest() -> Json:
         f"{one}/labels": {"parameters": [MODEL, atomic], "post": labels},
         f"{one}/cloudevents": {"parameters": [MODEL, version, *_ce()], "post": events},
         "/api/v1/cloudevents": {"parameters": [version, *_ce()], "post": events},
+        "/api/v1/hints/mlflow": {"post": _hint()},
     }
+
+
+def _hint() -> Json:
+    noted = {
+        "type": "object", "required": ["state"], "properties": {"state": {"const": "noted"}},
+    }  # fmt: skip
+    return operation(
+        "A registry webhook of MLflow: look sooner; its body is not read",
+        {202: said("It is noted.", noted)},
+        400, 401, 404, 408, 413, 415, 503,
+        requestBody={
+            "required": False,
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+    )  # fmt: skip
 
 
 def _rows(name: str) -> Json:
@@ -169,9 +185,14 @@ def _control() -> Json:
     }  # fmt: skip
     body = {"required": False, "content": {"application/json": {"schema": ref("ActionIn")}}}
     health = {
-        "type": "object", "required": ["status"],
-        "properties": {"status": {"enum": ["ok", "failing"]}},
-    }  # fmt: skip
+        "type": "object",
+        "required": ["status", "problems", "at"],
+        "properties": {
+            "status": {"enum": ["ok", "degraded", "failing"]},
+            "problems": {"type": "array", "items": {"type": "string"}},
+            "at": {"type": "string", "format": "date-time"},
+        },
+    }
     full = {
         "allOf": [ref("Summary")], "required": ["log", "check"],
         "properties": {"log": ref("LogCounts"), "check": {"type": ["object", "null"]}},
@@ -205,8 +226,11 @@ def _control() -> Json:
         "/api/v1/runs": _listing("runs", "Run", listed),
         "/healthz": {
             "get": operation(
-                "Whether the ledger answers",
-                {200: said("It does.", health), 503: said("It does not.", health)},
+                "Whether models are watched and people are told",
+                {
+                    200: said("They are, or one receiver is not.", health),
+                    503: said("The monitor is blind or mute.", health),
+                },
             )
         },
         "/metrics": {
@@ -253,7 +277,7 @@ def _windows() -> Json:
 
 def _listing(name: str, component: str, parameters: list[Json]) -> Json:
     states = {
-        "incidents": ["open", "acknowledged", "resolved"],
+        "incidents": ["noticed", "open", "acknowledged", "resolved"],
         "runs": ["running", "waiting", "promoted", "refused", "failed", "abandoned"],
     }[name]
     state = _query("state", "Only those in this state.", enum=states)

@@ -21,7 +21,7 @@ from core.errors import InputError, shown
 from core.spec import ModelSpec, Scalar
 from core.times import micros
 from monitor.log.records import Prediction
-from serving.columns import DATATYPE, column
+from serving.columns import DATATYPE, column, plain
 from shelflife.web.limits import (
     MAX_SOURCE,
     MAX_VERSION,
@@ -127,7 +127,7 @@ def _inputs(
         name, datatype = feature.name, DATATYPE[feature.kind]
         values = [row.inputs[name] for _, row in good]
         try:
-            columns.append(column(feature, datatype, values).values)
+            columns.append(plain(column(feature, datatype, values)))
         except InputError:
             for (position, _), value in zip(good, values, strict=True):
                 try:

@@ -68,6 +68,37 @@ class ActionIn(Struct, kw_only=True, forbid_unknown_fields=True):
     arguments: dict[str, str | int] = {}
 
 
+class IncidentActionIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What somebody does about an incident."""
+
+    by: Annotated[str, Meta(min_length=1, max_length=128)]
+    reason: Annotated[str, Meta(max_length=2000)] = ""
+    """Needed to silence and to resolve."""
+    until: Annotated[str, Meta(max_length=64)] = "4h"
+    """Of a silence: so long (`4h`, `2d`), or an ISO 8601 moment."""
+    receiver: Annotated[str, Meta(max_length=64)] = ""
+    """Of a replay: only to this one."""
+
+
+class SilenceIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What somebody does not want to hear of."""
+
+    match: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(min_length=1, max_length=20)]
+    """Matchers such as `model="churn"`, with `=`, `!=`, `=~` or `!~`; all of them must hold."""
+    by: Annotated[str, Meta(min_length=1, max_length=128)]
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)]
+    until: Annotated[str, Meta(max_length=64)] = "4h"
+    """So long (`4h`, `2d`), or an ISO 8601 moment."""
+    starts: Annotated[str, Meta(max_length=64)] = ""
+    """An ISO 8601 moment; at once when empty."""
+
+
+class SilenceEndIn(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Who ends a silence."""
+
+    by: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
 class Problem(Struct, frozen=True, kw_only=True):
     """Why one row or event was refused."""
 

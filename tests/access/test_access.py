@@ -86,6 +86,9 @@ def test_the_command_line_knows_the_same_scopes() -> None:
         ("POST", "/api/v1/models/shop/actions/", "admin"),
         ("POST", "/api/v1/models/shop/actions/check/predictions", "ingest"),  # no such route
         ("GET", "/api/v1/runs", "read"),
+        ("POST", "/api/v1/models/shop/predict", "infer"),
+        ("POST", "/api/v1/hints/mlflow", None),
+        ("POST", "/api/v1/silences", "operate"),
         ("DELETE", "/api/v1/runs", "admin"),
         ("GET", "/metrics", "read"),
         ("GET", "/", "admin"),

@@ -67,7 +67,9 @@ def test_the_text_reads_as_on_call_wants_it():
         "  incident 42 · page · production · owner crm ·"
         " dashboard http://127.0.0.1:8501/incidents?id=42 ·"
         " MLflow v3 http://127.0.0.1:5000/#/models/repurchase/versions/3 ·"
-        " runbook https://wiki.example/decay · shelflife check repurchase --at 2010-10-09T00:00Z",
+        " runbook https://wiki.example/decay ·"
+        " silence 4 h http://127.0.0.1:8501/incidents?id=42&silence=4h ·"
+        " shelflife check repurchase --at 2010-10-09T00:00Z",
     ]
 
 
@@ -78,7 +80,7 @@ def test_the_data_carries_what_a_machine_needs():
     data = content["data"]
     assert data["dedup_key"] == messages.dedup_key("repurchase", "decay")
     assert len(data["dedup_key"]) == 64
-    assert data["links"].keys() == {"dashboard", "mlflow", "runbook"}
+    assert data["links"].keys() == {"dashboard", "mlflow", "runbook", "silence"}
     wanted = {
         "incident": 42, "severity": "page", "state": "open", "model": "repurchase",
         "version": "3", "owner": "crm", "since": "2010-10-09T00:00:00Z", "seen": 1,

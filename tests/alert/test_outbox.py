@@ -25,9 +25,10 @@ from core.errors import InputError
 from core.ledger import Ledger
 from core.settings import ReceiverSettings
 from monitor.alert import incidents, outbox
+from monitor.alert.contract import Message, Outcome, Receiver
+from monitor.alert.delivery import LADDER, DeliveryReport, deliver_due
 from monitor.alert.messages import MessageContext
-from monitor.alert.outbox import LADDER, DeliveryReport, deliver_due
-from monitor.alert.receivers import Message, Outcome, Receiver, build
+from monitor.alert.receivers import build
 from monitor.results import Finding
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,6 +56,7 @@ class Scripted:
 
 
 FAIL = Outcome(status=500, error="HTTP 500")
+NEVER = Outcome(status=400, error="HTTP 400", final=True)
 
 
 def put(ledger: Ledger, *ids: str, incident: int | None = 1, to: tuple[str, ...] = ("a",)) -> None:
@@ -123,10 +125,45 @@ def test_a_later_message_waits_for_the_earlier_of_its_incident_only(ledger: Ledg
 
 def test_a_message_that_failed_for_good_lets_the_next_one_go(ledger: Ledger):
     put(ledger, "m1", "m2")
-    one = Scripted(Outcome(status=410, error="HTTP 410", gone=True))
+    one = Scripted(NEVER)
     assert deliver(ledger, a=one) == DeliveryReport(failed=1)
     assert deliver(ledger, 1, a=one) == DeliveryReport(delivered=1)
     assert [row.state for row in rows(ledger)] == ["failed", "delivered"]
+
+
+def test_a_receiver_that_is_gone_gets_nothing_until_it_is_enabled_and_then_everything(
+    ledger: Ledger,
+):
+    put(ledger, "m1", "m2", to=("a", "b"))
+    put(ledger, "n1", incident=2)
+    one, other = Scripted(Outcome(status=410, error="HTTP 410", gone=True)), Scripted()
+    deliver(ledger, a=one, b=other)
+    with ledger.read() as tx:
+        assert outbox.disabled(tx) == {"a": "HTTP 410"}
+    for hours in (1, 24, 24 * 30):
+        deliver(ledger, hours * 3600, a=one, b=other)
+    assert (one.ids, other.ids) == (["m1"], ["m1", "m2"])
+    assert outbox.enable(ledger, "a")
+    assert not outbox.enable(ledger, "a")
+    assert deliver(ledger, 1, a=one, b=other) == DeliveryReport(delivered=3)
+    assert one.ids == ["m1", "m1", "m2", "n1"]
+    with ledger.write() as tx:
+        outbox.disable(tx, "a", reason="again", at=NOW)
+        outbox.disable(tx, "a", reason="and again", at=NOW)
+        assert outbox.disabled(tx) == {"a": "and again"}
+
+
+def test_every_attempt_is_counted_by_receiver_and_outcome(ledger: Ledger):
+    put(ledger, "m1", "m2", to=("a", "b"))
+    deliver(ledger, a=Scripted(FAIL), b=Scripted(NEVER))
+    deliver(ledger, 3600, a=Scripted(), b=Scripted())
+    table = schema.counters
+    with ledger.read() as tx:
+        found = {row.name: row.value for row in tx.execute(sa.select(table))}
+    assert found == {
+        "delivery:retried:a": 1, "delivery:delivered:a": 2,
+        "delivery:failed:b": 1, "delivery:delivered:b": 1,
+    }  # fmt: skip
 
 
 def test_retry_after_is_waited_for_but_never_shortens_the_ladder(ledger: Ledger):
@@ -201,10 +238,13 @@ def test_a_message_can_be_put_only_once(ledger: Ledger):
 def test_failed_messages_are_replayed_under_their_id(ledger: Ledger):
     put(ledger, "m1", incident=1)
     put(ledger, "m2", incident=2)
-    gone = Outcome(status=410, error="HTTP 410", gone=True)
-    one = Scripted(gone, gone)
+    one = Scripted(NEVER, NEVER)
     deliver(ledger, a=one)
     deliver(ledger, a=one)
+    assert [(one.message_id, one.status) for one in outbox.failures(ledger)] == [
+        ("m2", 400), ("m1", 400),
+    ]  # fmt: skip
+    assert outbox.failures(ledger, receiver="b") == []
     assert outbox.replay(ledger, incident_id=7) == 0
     assert outbox.replay(ledger, incident_id=1) == 1
     assert outbox.replay(ledger, message_id="m2", receiver="a") == 1
@@ -227,7 +267,7 @@ def test_many_deliverers_send_each_message_once(ledger: Ledger, endpoint: Any):
     expected = [f"m{incident}-{i}" for incident in range(8) for i in range(4)]
     for incident in range(8):
         put(ledger, *[f"m{incident}-{i}" for i in range(4)], incident=incident)
-    settings = [ReceiverSettings(name="a", url=endpoint.url)]
+    settings = [ReceiverSettings(name="a", url=endpoint.url, allow=("127.0.0.1",))]
     books = [Ledger(str(ledger.url)) for _ in range(4)]
 
     def work(book: Ledger) -> int:
@@ -248,8 +288,8 @@ import os, signal, sys
 from datetime import UTC, datetime
 from core.ledger import Ledger
 from core.settings import ReceiverSettings
-from monitor.alert.outbox import deliver_due
-from monitor.alert.receivers import Webhook
+from monitor.alert.delivery import deliver_due
+from monitor.alert.webhook import Webhook
 
 class Dying(Webhook):
     def send(self, message, *, at):
@@ -257,7 +297,7 @@ class Dying(Webhook):
         os.kill(os.getpid(), signal.SIGKILL)
 
 ledger, url = Ledger(sys.argv[1]), sys.argv[2]
-receiver = Dying(ReceiverSettings(name="a", url=url, timeout="20s"))
+receiver = Dying(ReceiverSettings(name="a", url=url, timeout="20s", allow=("127.0.0.1",)))
 deliver_due(ledger, {"a": receiver}, now=datetime.now(UTC))
 """
 
@@ -272,7 +312,10 @@ def test_a_sender_killed_before_it_could_write_sends_again_under_the_same_id(
     )
     assert killed.returncode == -signal.SIGKILL
     assert endpoint.ids == ["m1"]
-    settings, now = [ReceiverSettings(name="a", url=endpoint.url)], datetime.now(UTC)
+    settings, now = (
+        [ReceiverSettings(name="a", url=endpoint.url, allow=("127.0.0.1",))],
+        datetime.now(UTC),
+    )
     assert deliver_due(ledger, build(settings), now=now) == DeliveryReport()  # still claimed
     later = now + timedelta(minutes=2)
     assert deliver_due(ledger, build(settings), now=later).delivered == 2
@@ -287,8 +330,9 @@ def test_from_finding_to_receiver_with_failures_nothing_is_lost_and_no_secret_is
     monkeypatch.setenv("HOOK_URL", endpoint.url)
     monkeypatch.setenv("HOOK_KEY", KEY)
     settings = ReceiverSettings(
-        name="chat", url="env:HOOK_URL", secret="env:HOOK_KEY", timeout="500ms"
-    )
+        name="chat", url="env:HOOK_URL", secret="env:HOOK_KEY", timeout="500ms",
+        allow=("127.0.0.1",),
+    )  # fmt: skip
     endpoint.script = [500, "hang", "reset", (429, {"retry-after": "1"}), 302, 200]
     context = MessageContext(model="m", version="1", receivers=(("chat", ("page",)),))
     decay = Finding(cause="decay", severity="page", title="Brier 0.3 (0.2)")

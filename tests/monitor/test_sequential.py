@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.measure.sequential import Line, evidence, growth, line, line_of
+from monitor.measure.sequential import Following, Line, evidence, follow, growth, line, line_of
 
 PATIENCE = 100.0
 
@@ -102,3 +102,49 @@ def test_what_counts_as_normal_can_be_raised() -> None:
     expected = float(np.concatenate(harder).mean())
     assert alarms_at(harder, line(losses)) is not None
     assert alarms_at(harder, line(losses, expected=expected)) is None
+
+
+def reached(losses: list[np.ndarray], reference: Line, level: float) -> int | None:
+    """The first look at which the e-process of a life reaches a level."""
+    now = Following()
+    for look, part in enumerate(losses):
+        now = follow(now, reference, part)
+        if now.evidence >= level:
+            return look
+    return None
+
+
+def test_a_life_at_the_line_is_hardly_ever_called_decaying_however_often_one_looks() -> None:
+    """Looked at after each of 150 batches; at most 5 % of lives may ever reach 20."""
+    lives, alarms = 150, 0
+    mean, sd = 0.09, brier(np.random.default_rng(0), 200_000).std()
+    at_the_line = line_of(mean, float(sd), 10**9, 1.0, tolerance=0.0)
+    for seed in range(lives):
+        rng = np.random.default_rng([9, seed])
+        alarms += reached([brier(rng, 50) for _ in range(150)], at_the_line, 20) is not None
+    assert alarms <= 0.05 * lives
+
+
+def test_a_rise_beyond_the_tolerance_is_proven_and_one_within_it_is_not() -> None:
+    rng = np.random.default_rng(2)
+    reference = line(brier(rng, 3000), tolerance=0.1)
+    quiet = [brier(rng, 50) for _ in range(60)]
+    assert reached(quiet, reference, 20) is None
+    assert reached(quiet + [brier(rng, 50, 0.02) for _ in range(100)], reference, 20) is None
+    found = reached(quiet + [brier(rng, 50, 0.3) for _ in range(60)], reference, 20)
+    assert found is not None
+    assert found <= 60 + 20
+
+
+def test_the_e_process_begins_at_one_and_ignores_rows_without_a_loss() -> None:
+    reference = line_of(0.2, 0.1, 500, 1.0)
+    start = Following()
+    assert start.evidence == 1.0
+    assert follow(start, reference, np.array([np.nan])) == start
+    even = follow(start, reference, np.array([reference.mean]))
+    assert even.evidence == pytest.approx(1.0)
+    assert (even.looks, even.rows) == (1, 1)
+    absurd = start
+    for _ in range(200):
+        absurd = follow(absurd, reference, np.full(1000, 1e9))
+    assert math.isfinite(absurd.evidence)

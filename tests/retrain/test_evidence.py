@@ -175,7 +175,9 @@ def test_the_series_is_this_versions_since_its_promotion(log: InferenceLog) -> N
     now = msgspec.structs.replace(last, at=AT, until=AT)
     evidence = found(log, expected=0.2, seen=now)
     assert evidence.series == (first, last, now)
-    assert evidence.cost == pytest.approx(0.04)  # a fifth of a window's expected loss
+    # A fifth of a window's expected loss for each training job: two windows and the candidate.
+    assert evidence.fits == 3.0
+    assert evidence.cost == pytest.approx(3 * 0.04)
     assert evidence.windows_old == pytest.approx((AT - TRAINED_UNTIL) / WEEK)
     # A decision looked at again does not find the observation of its own moment.
     assert found(log, expected=0.2, at=last.at).series == (first,)
@@ -217,6 +219,26 @@ def test_refusals_in_a_row_against_this_champion(log: InferenceLog) -> None:
     # Refused because the champion had moved: that says nothing about a fresh model.
     past_run(ledger, START + timedelta(days=31), "refused", passed=True)
     assert found(log).refusals == 0
+
+
+def test_a_promotion_that_was_rolled_back_counts_as_a_refusal(log: InferenceLog) -> None:
+    """The gate passed it, live rows refuted it: another run is as doubtful as after a refusal."""
+    ledger, day = log.ledger, timedelta(days=1)
+    past_run(ledger, START + 25 * day, "refused", passed=False)
+    past_run(ledger, START + 30 * day, "promoted", passed=True)
+    with ledger.write() as tx:
+        made = tx.scalar(sa.select(schema.runs.c.id).where(schema.runs.c.state == "promoted"))
+        common = {"model": "toy", "by": "run", "reason": "", "sha256": ""}
+        rows = [
+            {"version": "2", "previous": "1", "kind": "gate", "run_id": made, "at": START},
+            {"version": "1", "previous": "2", "kind": "rollback", "run_id": None, "at": AT - day},
+        ]
+        tx.execute(schema.promotions.insert(), [common | row for row in rows])
+    evidence = found(log)
+    assert (evidence.refusals, evidence.refused_labels) == (2, 30)
+    assert evidence.refused_at == START + 30 * day
+    # Before the rollback the promotion had not failed yet.
+    assert found(log, at=AT - 2 * day).refusals == 0
 
 
 def test_refusals_against_another_champion_do_not_count(log: InferenceLog) -> None:

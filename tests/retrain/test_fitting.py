@@ -85,7 +85,16 @@ def test_the_window_that_follows_the_newest_rows_wins() -> None:
         return fit_window(window, DummyRegressor(), inputs, labels)
 
     found = compete(
-        SPEC, (RECENT, ALL, BLEND), frame, y, y, fit, judged_rows=30, past=(), metric=None
+        SPEC,
+        (RECENT, ALL, BLEND),
+        frame,
+        y,
+        y,
+        fit,
+        judged_rows=30,
+        past=(),
+        indifferent=0.0,
+        metric=None,
     )
     assert found is not None
     # 90 rows before, 30 of them of the new level: all answers 8/3, recent 8, blend 16/3.
@@ -95,9 +104,25 @@ def test_the_window_that_follows_the_newest_rows_wins() -> None:
         "all": round(8 - 8 / 3, 6),
     }
     assert (found.window, found.fits, found.judged_rows) == (RECENT, 2, 30)
-    few = compete(SPEC, (RECENT, ALL), frame[:80], y, y, fit, judged_rows=30, past=(), metric=None)
+    few = compete(
+        SPEC,
+        (RECENT, ALL),
+        frame[:80],
+        y,
+        y,
+        fit,
+        judged_rows=30,
+        past=(),
+        indifferent=0.0,
+        metric=None,
+    )
     assert few is None  # a fourth of 80 rows decides nothing
-    assert compete(SPEC, (ALL,), frame, y, y, fit, judged_rows=30, past=(), metric=None) is None
+    assert (
+        compete(
+            SPEC, (ALL,), frame, y, y, fit, judged_rows=30, past=(), indifferent=0.0, metric=None
+        )
+        is None
+    )
 
 
 def test_a_window_that_cannot_be_fitted_is_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +135,16 @@ def test_a_window_that_cannot_be_fitted_is_out(capsys: pytest.CaptureFixture[str
         return fit_window(window, LinearRegression(), inputs, labels)
 
     found = compete(
-        SPEC, (RECENT, ALL, BLEND), frame, y, y, fit, judged_rows=40, past=(), metric=None
+        SPEC,
+        (RECENT, ALL, BLEND),
+        frame,
+        y,
+        y,
+        fit,
+        judged_rows=40,
+        past=(),
+        indifferent=0.0,
+        metric=None,
     )
     assert found is not None
     assert [score.name for score in found.scores] == ["all"]

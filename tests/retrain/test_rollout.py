@@ -100,7 +100,8 @@ def test_a_shadow_that_proves_worse_ends_the_run(staged: Any) -> None:
     assert done.state == "refused"
     assert done.outcome.startswith("version 2 was refused in its shadow: the candidate loses more")
     assert (here.alias("champion"), here.alias("challenger")) == ("1", None)
-    [failed] = failed_promotions(here.ledger, "toy", "1")
+    with here.ledger.read() as tx:
+        [failed] = failed_promotions(tx, "toy", "1")
     assert (failed.version, failed.run_id, failed.how) == ("2", run_id, "shadow")
 
 

@@ -330,14 +330,16 @@ def test_a_rolled_back_version_is_not_promoted_again_by_its_run(
     assert done.state == "promoted"
     assert "the champion has since moved to version 1" in done.outcome
     assert here.alias("champion") == "1"
-    [failed] = failed_promotions(here.ledger, "toy", "1")
+    with here.ledger.read() as tx:
+        [failed] = failed_promotions(tx, "toy", "1")
     assert (failed.version, failed.run_id, failed.how, failed.reason) == (
         "2",
         run_id,
         "rollback",
         "worse",
     )
-    assert failed_promotions(here.ledger, "toy", "2") == []
+    with here.ledger.read() as tx:
+        assert failed_promotions(tx, "toy", "2") == []
 
 
 def test_one_run_per_model_and_one_more_after_it_was_abandoned(

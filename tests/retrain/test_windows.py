@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from core.settings import RetrainSettings
-from retrain.windows import Window, change_point, choose, propose, weights
+from retrain.windows import (
+    Window,
+    change_point,
+    choose,
+    fits_ahead,
+    indifference,
+    propose,
+    settled,
+    weights,
+)
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 TIMES = [T0 + timedelta(hours=i) for i in range(1000)]
@@ -74,6 +83,49 @@ def test_earlier_runs_weigh_in_discounted() -> None:
     assert score["recent"] == pytest.approx(now + 0.8 * 0.02 + 0.64 * 0.5)
     assert "ahead by what it gained in 2 earlier runs" in found.reason
     assert choose((RECENT, ALL), losses, []).window == RECENT
+
+
+BLEND = Window(name="blend", rows=1000, since=T0, parts=("recent", "all"))
+
+
+def test_what_earlier_runs_agree_on_is_settled_and_asked_again_later() -> None:
+    """`all` ahead by 0.2 each time: two competitions carry 0.288, more than one run's 0.2."""
+    one = {"recent": 0.1, "all": -0.1}
+    assert settled((RECENT, ALL), []) is None
+    assert settled((RECENT, ALL), [one]) is None
+    found = settled((RECENT, ALL), [one, one])
+    assert found is not None
+    assert (found.window, found.fits, found.runs, found.scores) == (ALL, 0, 2, ())
+    assert "none was held" in found.reason
+    # A run without one wears the lead off, 0.230, and widens what another might find, 0.25.
+    assert settled((RECENT, ALL), [one, one, {}]) is None
+    assert settled((RECENT, ALL), [one] * 4) is not None
+    assert settled((RECENT, ALL), [*[one] * 4, {}]) is not None
+    # A run that said otherwise, and a window nobody has judged yet.
+    other = {"recent": -0.1, "all": 0.1}
+    assert settled((RECENT, ALL), [one, one, other]) is None
+    assert settled((RECENT, ALL, BLEND), [one, one]) is None
+    # Two fits of 0.2 expected losses, a candidate that serves four windows: it takes a tenth of the
+    # loss to pay for asking, and nobody has ever seen more than 0.02.
+    unimportant = indifference(2, cost_of_fit=0.2, lasts=4.0)
+    assert unimportant == pytest.approx(0.1)
+    small, turned = {"recent": 0.01, "all": -0.01}, {"recent": -0.01, "all": 0.01}
+    assert settled((RECENT, ALL), [small, turned]) is None
+    found = settled((RECENT, ALL), [small, turned], indifferent=unimportant)
+    assert found is not None
+    assert found.window == RECENT
+    after = [small, turned, *[{}] * 8]  # 0.02 / 0.8^8 is above a tenth
+    assert settled((RECENT, ALL), after, indifferent=unimportant) is None
+
+
+def test_the_fits_of_the_next_run_are_known_before() -> None:
+    one = {"recent": 0.1, "all": -0.1, "blend": -0.05}
+    assert fits_ahead(DEFAULT, []) == 3.0  # recent, all, and the candidate
+    assert fits_ahead(DEFAULT, [one]) == 3.0
+    assert fits_ahead(DEFAULT, [one] * 5) == 1.0  # all, unasked
+    both = {"recent": 0.1, "all": 0.1, "blend": -0.1}
+    assert fits_ahead(DEFAULT, [both] * 2) == 2.0  # a blend is two models
+    assert fits_ahead(("all",), [], trials=20) == 21.0
 
 
 def test_windows_that_cannot_be_judged_are_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import InputError, NotReady
 from serving.backend import Columns, ModelFailed, ModelStats, Outputs
-from serving.batching import Batcher
+from serving.batching import Batcher, Limits
 
 
 class Doubler:
@@ -49,7 +49,7 @@ def model() -> Doubler:
 
 @pytest.fixture
 def batcher(model: Doubler) -> Any:
-    batcher = Batcher(model, max_batch=8, name="test")
+    batcher = Batcher(model, name="test", limits=Limits(max_batch=8))
     yield batcher
     model.gate.set()
     assert batcher.drain(5)
@@ -127,7 +127,7 @@ def test_a_cancelled_caller_leaves_its_neighbours_alone(batcher: Batcher, model:
 
 
 def test_drain_answers_what_waits_and_refuses_what_comes(model: Doubler) -> None:
-    batcher = Batcher(model, max_batch=8, name="test")
+    batcher = Batcher(model, name="test", limits=Limits(max_batch=8))
 
     async def run() -> Outputs:
         model.gate.clear()
@@ -145,7 +145,7 @@ def test_drain_answers_what_waits_and_refuses_what_comes(model: Doubler) -> None
 
 
 def test_a_stuck_model_is_not_waited_for_for_ever(model: Doubler) -> None:
-    batcher = Batcher(model, max_batch=8, name="test")
+    batcher = Batcher(model, name="test", limits=Limits(max_batch=8))
 
     async def run() -> None:
         model.gate.clear()

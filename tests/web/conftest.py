@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from core import schema
 from core.files import sha256_tree
 from core.ledger import Ledger
-from core.settings import IngestSettings, ModelSettings, Settings
+from core.settings import IngestSettings, MlflowSettings, ModelSettings, Settings
 from core.spec import Feature, ModelSpec
 from registry.loading import save_estimator
 from serving import deploy
@@ -159,9 +159,11 @@ def run(prepared: Path) -> Run:
             if not options.pop("alone", False):
                 _describe(home, KINDS)
         models = {"shop": ModelSettings(sample_rate=options.pop("sample_rate", 1.0))}
+        mlflow = options.pop("mlflow", MlflowSettings())
         settings = Settings(
-            home=str(home), ledger=ledger, models=models, ingest=IngestSettings(**options)
-        )
+            home=str(home), ledger=ledger, models=models, mlflow=mlflow,
+            ingest=IngestSettings(**options),
+        )  # fmt: skip
         service = Service(settings, folder=home)
         with service.ledger.write() as tx:
             if tx.execute(schema.promotions.select()).first() is None:

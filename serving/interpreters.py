@@ -1,0 +1,204 @@
+"""Choosing a model's interpreter, seen from the preparing process: a subprocess, and a cache.
+
+A choice is measured once per model file, spec, settings and set of library versions. What it found
+stays in `serving/converted/<key>/` of the home folder: a lost prepared folder is made again from
+it, byte for byte, without measuring anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from core.errors import ShelflifeError, UntrustedArtifact
+from core.files import write_atomic
+from core.settings_interpreters import InterpreterSettings
+from core.spec import ModelSpec, Scalar
+from core.times import duration
+from serving.choice import Choice
+from serving.interpreting import Job, Result
+from serving.store import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_log = logging.getLogger("shelflife.serving")
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_LIBRARIES = (
+    "scikit-learn", "numpy", "onnxruntime", "skl2onnx", "torch", "treelite", "xgboost",
+    "xgboost-cpu", "lightgbm", "tritonclient", "ray",
+)  # fmt: skip
+_FORMAT = 1  # of what is cached; a change makes every choice anew
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """How interpreters are chosen for one model."""
+
+    settings: InterpreterSettings
+    threads: int = 1
+    budget_ms: float = 50.0
+
+
+class Interpreted(Struct, frozen=True, kw_only=True):
+    """The outcome for one version."""
+
+    backend: str
+    files: Path  # what the interpreter opens
+    sample: Sample
+    choice: Choice
+    measured: bool  # now, not at an earlier preparation
+
+
+def interpret(
+    home: Path,
+    model: Path,
+    spec: ModelSpec,
+    reference: pd.DataFrame,
+    sample: Mapping[str, list[Scalar]],
+    wanted: Wanted,
+    *,
+    version: str,
+    sha256: str,
+    trust_pickle: bool,
+) -> Interpreted:
+    """Choose the interpreter of a version.
+
+    Args:
+        model: its files, verified.
+        reference: real rows, columns `in:<name>`.
+        sample: rows that every worker will have to answer alike.
+
+    Raises:
+        UntrustedArtifact: loading the model would run what nobody allowed.
+        ShelflifeError: it cannot be loaded or measured.
+    """
+    settings = wanted.settings
+    job = Job(
+        model=spec.name,
+        version=version,
+        sha256=sha256,
+        spec=spec,
+        settings=settings,
+        trust_pickle=trust_pickle,
+        threads=wanted.threads,
+        budget_ms=wanted.budget_ms,
+        sample=dict(sample),
+    )
+    root = home / "serving" / "converted"
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / _key(job)
+    known = _kept(final)
+    if known is None:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=root) as scratch:
+            _measure(Path(scratch), model, reference, job, duration(settings.choose_within))
+            known = _keep(Path(scratch), final)
+            measured = True
+    else:
+        measured = False
+    assert known.choice is not None  # noqa: S101 - `_measure` refuses a result without one
+    assert known.sample is not None  # noqa: S101
+    choice = msgspec.structs.replace(known.choice, version=version)
+    return Interpreted(
+        backend=choice.backend,
+        files=final / "model",
+        sample=known.sample,
+        choice=choice,
+        measured=measured,
+    )
+
+
+def _measure(scratch: Path, model: Path, reference: pd.DataFrame, job: Job, within: object) -> None:
+    """Run the subprocess in a scratch folder."""
+    shutil.copytree(model, scratch / "model")
+    reference.to_parquet(scratch / "rows.parquet", index=False)
+    (scratch / "job.json").write_bytes(msgspec.json.encode(job))
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    root = str(Path(__file__).resolve().parents[1])
+    threads = str(job.threads)
+    environment = passed | {
+        "PYTHONPATH": root,
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": threads,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [sys.executable, "-P", "-m", "serving.interpreting", str(scratch), str(os.getpid())]
+    seconds = within.total_seconds()  # type: ignore[attr-defined]
+    with (scratch / "log").open("wb") as log:
+        try:
+            subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                timeout=seconds, check=False, cwd=scratch,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ShelflifeError(
+                f"choosing an interpreter took longer than {seconds:g} s "
+                "(serving.choose_within); raise it, or set serving.backend"
+            ) from None
+    path = scratch / "result.json"
+    if not path.is_file():
+        tail = (scratch / "log").read_text(errors="replace").strip()[-400:]
+        raise ShelflifeError(f"the preparing process ended without a result: {tail}")
+    result = msgspec.json.decode(path.read_bytes(), type=Result)
+    if result.untrusted:
+        raise UntrustedArtifact(result.error)
+    if result.choice is None:
+        raise ShelflifeError(result.error)
+
+
+def _keep(scratch: Path, final: Path) -> Result:
+    result = msgspec.json.decode((scratch / "result.json").read_bytes(), type=Result)
+    staging = scratch / "keep"
+    staging.mkdir()
+    (scratch / "built" / result.built).rename(staging / "model")
+    write_atomic(staging / "result.json", msgspec.json.encode(result))
+    try:
+        staging.rename(final)
+    except OSError:  # another process was first: one of the two choices holds, for both
+        kept = _kept(final)
+        if kept is None:
+            shutil.rmtree(final, ignore_errors=True)
+            staging.rename(final)
+            return result
+        return kept
+    return result
+
+
+def _kept(final: Path) -> Result | None:
+    try:
+        result = msgspec.json.decode((final / "result.json").read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return result if result.choice is not None and (final / "model").is_dir() else None
+
+
+def _key(job: Job) -> str:
+    """What a choice depends on, as a name."""
+    versions = []
+    for name in _LIBRARIES:
+        try:
+            versions.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    parts = [
+        _FORMAT,
+        msgspec.structs.replace(job, version=""),
+        versions,
+        [platform.machine(), os.cpu_count(), sys.version, Path("/dev/nvidiactl").exists()],
+    ]
+    data = msgspec.json.encode(parts, order="deterministic")
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,331 @@
+"""The Open Inference Protocol v2 over HTTP, with two of Triton's extensions.
+
+    GET  /v2                                      what this server is
+    GET  /v2/health/live · /v2/health/ready       the process runs · every model would answer
+    GET  /v2/models/{m}[/versions/{v}]            what to send, what comes back
+    GET  /v2/models/{m}[/versions/{v}]/ready      the version that the alias names is warm
+    POST /v2/models/{m}[/versions/{v}]/infer      JSON, or JSON and then bytes
+    POST /v2/repository/index                     what there is
+    POST /v2/repository/models/{m}/load · …/unload
+
+Errors become statuses here. A refused request is logged nowhere but in a counter,
+`refused:<reason>`.
+
+Source: Open Inference Protocol 2.0 REST, https://github.com/kserve/open-inference-protocol;
+extensions: `serving.binary`, `serving.repository`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from core.errors import (
+    InputError,
+    NotFound,
+    NotReady,
+    QueueFull,
+    ShelflifeError,
+    TooLarge,
+    TooLate,
+    TooSlow,
+    Unsupported,
+    shown,
+)
+from serving.answering import Answering
+from serving.backend import ModelFailed
+from serving.codec import answer, encode, refusal
+from serving.reading import read_body
+from serving.repository import Repository
+from serving.swap import Slots
+
+_log = logging.getLogger("shelflife.serving")
+_JSON, _BYTES = "application/json", "application/octet-stream"
+_SMALL = 65_536  # bytes of a body that asks for no prediction
+#: How long the caller will wait, in milliseconds: by hand, and as Envoy says it.
+TIMEOUTS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
+_HEADER = "Inference-Header-Content-Length"
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
+
+Handler = Callable[[Request], Awaitable[Response]]
+Count = Callable[[str, str], None]
+
+
+class _Wanted(Struct):
+    """The body of the repository's requests."""
+
+    ready: bool = False
+    parameters: dict[str, Any] | None = None
+
+
+class Rest:
+    """The protocol's handlers.
+
+    Args:
+        limit: bytes of the largest body.
+        read_within: seconds that a body may take to come.
+        count: adds one to a counter of a model.
+    """
+
+    def __init__(
+        self,
+        answering: Answering,
+        slots: Slots,
+        repository: Repository,
+        *,
+        limit: int,
+        read_within: float,
+        count: Count,
+    ) -> None:
+        self._answering, self._slots, self._repository = answering, slots, repository
+        self._limit, self._read_within, self._count_one = limit, read_within, count
+
+    @property
+    def routes(self) -> list[Route]:
+        """The protocol's endpoints, the one that matters for speed first."""
+        models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        get: dict[str, Callable[[Request], Response]] = {
+            "/v2": self._server,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+        }
+        for model in models:
+            get |= {f"{model}/ready": self._model_ready, model: self._model_metadata}
+        post = {
+            "/v2/repository/index": self._index,
+            "/v2/repository/models/{model}/load": self._load,
+            "/v2/repository/models/{model}/unload": self._unload,
+        }
+        return [
+            *(Route(f"{model}/infer", self.infer, methods=["POST"]) for model in models),
+            *(Route(path, self.guarded(_later(h)), methods=["GET"]) for path, h in get.items()),
+            *(Route(path, self.guarded(h), methods=["POST"]) for path, h in post.items()),
+        ]
+
+    # --- the data path ---------------------------------------------------------------------------
+
+    async def infer(self, request: Request) -> Response:
+        """`POST …/infer`."""
+        model = request.path_params["model"]
+        try:
+            return await self._infer(request, model)
+        except ClientDisconnect:
+            self.count(model, "refused:disconnected")
+            return Response(status_code=400)  # nobody reads it
+        except Exception as error:
+            return self.refuse(error, model)
+
+    async def _infer(self, request: Request, model: str) -> Response:
+        begun = monotonic()
+        within, header = deadline(request), _json_length(request)
+        slot = self._answering.slot(model)  # refused, if it is to be, before its body is read
+        body = await read_body(request, self._limit, self._read_within)
+        found = await self._answering.answer(
+            slot,
+            lambda codec: codec.decode(body, header=header),
+            version=request.path_params.get("version"),
+            within=within,
+            since=begun,
+        )
+        content, json_length = answer(
+            found.asked, found.outputs, model=model, version=found.version, logged=found.logged
+        )
+        if json_length is None:
+            return Response(content, media_type=_JSON)
+        return Response(content, headers={_HEADER: str(json_length)}, media_type=_BYTES)
+
+    def refuse(self, error: Exception, model: str) -> Response:
+        """An error of the data path as an answer, counted."""
+        if not isinstance(error, ShelflifeError):
+            _log.exception("request_failed", exc_info=error)
+            error = ShelflifeError(f"internal error: {type(error).__name__}")
+        elif isinstance(error, ModelFailed):
+            _log.error("model_failed", extra={"model": model, "error": str(error)})
+        status, reason = status_of(error)
+        self.count(model, reason if status == 500 else f"refused:{reason}")
+        return refused(status, error)
+
+    def count(self, model: str, name: str) -> None:
+        """Count what happened to a request. A counter's name must not be the caller's to choose."""
+        known = any(slot.model == model for slot in self._slots.all())
+        self._count_one(model if known else "", name)
+
+    # --- the rest --------------------------------------------------------------------------------
+
+    def guarded(self, handler: Handler) -> Handler:
+        """A handler whose errors become answers."""
+
+        async def guard(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except ShelflifeError as error:
+                return refused(status_of(error)[0], error)
+
+        return guard
+
+    def _server(self, request: Request) -> Response:
+        body = {"name": "shelflife", "version": release(), "extensions": EXTENSIONS}
+        return Response(encode(body), media_type=_JSON)
+
+    def _live(self, request: Request) -> Response:
+        return Response(encode({"live": True}), media_type=_JSON)
+
+    def _ready(self, request: Request) -> Response:
+        self.check_ready()
+        return Response(encode({"ready": True}), media_type=_JSON)
+
+    def check_ready(self) -> None:
+        """Raise `NotReady` unless every model would answer."""
+        if self._answering.draining or not self._slots.ready:
+            waiting = [s.model for s in self._slots.all() if s.current is None and not s.evicted]
+            raise NotReady(f"models that are not warm yet: {waiting or 'not known yet'}")
+
+    def _model_ready(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params.get("version")
+        self.check_model_ready(model, version)
+        return Response(encode({"name": model, "ready": True}), media_type=_JSON)
+
+    def check_model_ready(self, model: str, version: str | None) -> None:
+        """Raise `NotReady` unless the version that the alias names is warm and healthy."""
+        slot = self._slots.get(model)
+        slot.check(version)
+        if slot.evicted:
+            raise NotReady(f"{model} made room for other models; it is loaded when it is asked")
+        with slot.use(version) as loaded:
+            why = loaded.model.health()
+        if self._answering.draining:
+            why = "shutting down"
+        elif not why and not slot.warm and slot.wanted is not None:
+            answering = loaded.target.version
+            why = f"version {answering} answers until version {slot.wanted.version} is warm"
+        if why:
+            raise NotReady(f"{model}: {why}")
+
+    def _model_metadata(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params.get("version")
+        return Response(encode(self.metadata(model, version)), media_type=_JSON)
+
+    def metadata(self, model: str, version: str | None) -> dict[str, Any]:
+        """A model's metadata, also while it is not in memory."""
+        slot = self._slots.get(model)
+        slot.check(version)
+        codec, target = self._slots.described(slot)
+        return codec.metadata(target.version, f"shelflife-{target.backend}")
+
+    # --- the repository --------------------------------------------------------------------------
+
+    async def _index(self, request: Request) -> Response:
+        wanted = await self._wanted(request)
+        entries = self._repository.index(ready=wanted.ready)
+        return Response(encode(entries), media_type=_JSON)
+
+    async def _load(self, request: Request) -> Response:
+        wanted = await self._wanted(request)
+        await self._repository.load(request.path_params["model"], wanted.parameters)
+        return Response(b"{}", media_type=_JSON)
+
+    async def _unload(self, request: Request) -> Response:
+        await self._wanted(request)
+        await self._repository.unload(request.path_params["model"])
+        return Response(b"{}", media_type=_JSON)
+
+    async def _wanted(self, request: Request) -> _Wanted:
+        body = await read_body(request, min(self._limit, _SMALL), self._read_within)
+        if not body.strip():
+            return _Wanted()
+        try:
+            return msgspec.json.decode(body, type=_Wanted)
+        except (ValueError, RecursionError) as error:
+            raise InputError("body", shown(body[:40]), f"a JSON object ({error})") from None
+
+
+def _later(handler: Callable[[Request], Response]) -> Handler:
+    async def run(request: Request) -> Response:
+        return handler(request)
+
+    return run
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """What the router refuses (no such path, wrong method), in the protocol's error body."""
+    status = getattr(error, "status_code", 500)
+    detail = getattr(error, "detail", type(error).__name__)
+    path = shown(request.url.path)
+    found = refused(status, ShelflifeError(f"{request.method} {path}: {detail}"))
+    found.headers.update(getattr(error, "headers", None) or {})  # Allow, which a 405 must have
+    return found
+
+
+def deadline(request: Request) -> float | None:
+    """Seconds the caller gives in a header; None where it gives none.
+
+    Raises:
+        InputError: not a number of milliseconds.
+    """
+    for name in TIMEOUTS:
+        given = request.headers.get(name)
+        if given is not None:
+            if not given.isascii() or not given.isdigit() or len(given) > 12:
+                raise InputError(name, given, "whole milliseconds")
+            return int(given) / 1000
+    return None
+
+
+def _json_length(request: Request) -> int | None:
+    given = request.headers.get(_HEADER)
+    if given is None:
+        return None
+    if not given.isascii() or not given.isdigit() or len(given) > 12:
+        raise InputError(_HEADER, given, "the number of bytes of JSON before the tensors' own")
+    return int(given)
+
+
+_STATUS: tuple[tuple[type[ShelflifeError], int, str], ...] = (
+    (TooLarge, 413, "too_large"),
+    (TooSlow, 408, "too_slow"),
+    (Unsupported, 415, "unsupported"),
+    (InputError, 400, "bad_input"),
+    (QueueFull, 429, "queue_full"),
+    (NotReady, 503, "not_ready"),
+    (TooLate, 504, "too_late"),
+)
+
+
+def status_of(error: ShelflifeError) -> tuple[int, str]:
+    """The status that tells of an error, and the counter that counts it."""
+    if isinstance(error, NotFound):
+        return 404, f"unknown_{error.kind}"
+    for kind, status, reason in _STATUS:
+        if isinstance(error, kind):
+            return status, reason
+    return 500, "failed"
+
+
+def refused(status: int, error: ShelflifeError) -> Response:
+    """An error in the protocol's body."""
+    headers = {}
+    if status in (429, 503):
+        seconds = error.retry_after if isinstance(error, QueueFull) else 1.0
+        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    return Response(refusal(error), status_code=status, headers=headers, media_type=_JSON)
+
+
+def release() -> str:
+    """This shelflife's version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shelflife")
+    except PackageNotFoundError:
+        return "0"
