@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import random
 import statistics
@@ -130,6 +131,14 @@ def fill(url: str, models: int, days: int, columns: int) -> None:
                     for back in range(hours)
                 ],
             )  # fmt: skip
+        if not number:  # all models together
+            with ledger.write() as tx:
+                whole = sa.select(
+                    schema.traffic.c.worker, sa.literal(""), sa.literal(""), schema.traffic.c.hour,
+                    *(schema.traffic.c[n] for n in ("requests", "rows", "batches", "cells")),
+                )  # fmt: skip
+                names = [column.name for column in schema.traffic.columns]
+                tx.execute(schema.traffic.insert().from_select(names, whole))
     with ledger.write() as tx:
         if ledger.sqlite:
             tx.exec_driver_sql("ANALYZE")
@@ -183,7 +192,7 @@ def points(app: Any) -> int:
     import pyarrow as pa
 
     most = 0
-    for chart in app.get("arrow_vega_lite_chart"):
+    for chart in [*app.get("arrow_vega_lite_chart"), *app.get("vega_lite_chart")]:
         for data in [chart.proto.data, *(d.data for d in chart.proto.datasets)]:
             if data.data:
                 most = max(most, pa.ipc.open_stream(data.data).read_all().num_rows)
@@ -228,6 +237,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ledger", default="", help="SQLAlchemy URL; filled if it is empty")
     given = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # Streamlit warns that no browser is there
     with tempfile.TemporaryDirectory(prefix="shelflife-bench-") as folder:
         url = given.ledger or f"sqlite:///{folder}/ledger.db"
         os.environ |= {

@@ -20,7 +20,7 @@ traffic = Table(  # what each worker answered in each hour (wall clock); kept fo
     "traffic",
     metadata,
     Column("worker", String(128), primary_key=True),
-    Column("model", String(128), primary_key=True),
+    Column("model", String(128), primary_key=True),  # empty: all of them together
     Column("version", String(64), primary_key=True),
     Column("hour", UtcTime, primary_key=True),
     Column("requests", BigInteger, nullable=False),

@@ -47,7 +47,6 @@ class ServingView(Struct, frozen=True, kw_only=True):
     traffic: pd.DataFrame
     by_day: bool
     counters: dict[str, dict[str, int]]
-    models: tuple[str, ...]
 
 
 def serving_view(
@@ -59,13 +58,7 @@ def serving_view(
         by_day = span > timedelta(hours=_HOURS)
         traffic = _traffic(tx, now - span, model, by_day=by_day)
         counters = _counters(tx, model)
-        models = sorted(
-            set(tx.scalars(sa.select(schema.workers.c.model).distinct()))
-            | set(tx.scalars(sa.select(schema.traffic.c.model).distinct()))
-        )
-    return ServingView(
-        workers=workers, traffic=traffic, by_day=by_day, counters=counters, models=tuple(models)
-    )
+    return ServingView(workers=workers, traffic=traffic, by_day=by_day, counters=counters)
 
 
 def _workers(tx: sa.Connection, now: datetime, model: str | None) -> tuple[Loaded, ...]:
@@ -86,15 +79,12 @@ def _traffic(
     import pandas as pd
 
     table = schema.traffic
-    query = sa.select(table).where(table.c.hour >= since)
-    if model is not None:
-        query = query.where(table.c.model == model)
+    mine = table.c.model == (model or "")  # the empty name's rows are of all models together
+    query = sa.select(table).where(table.c.hour >= since, mine)
     found: dict[tuple[datetime, str, str], Tally] = defaultdict(lambda: Tally(cells={}))
     for row in tx.execute(query):
         at = row.hour.replace(hour=0) if by_day else row.hour
-        # Over all models only the sums are drawn, so that a fleet costs what one model does.
-        key = (at, row.model, row.version) if model is not None else (at, "", "all")
-        found[key].add(
+        found[at, row.model, row.version or "all"].add(
             Tally(
                 requests=row.requests,
                 rows=row.rows,

@@ -92,12 +92,13 @@ class Heartbeat:
             loaded = slot.current
             found = loaded.batcher.timings.take() if loaded else None
             if loaded is not None and found is not None and found.requests:
-                key = (slot.model, loaded.target.version, hour)
-                self._hours.setdefault(key, Tally(cells={})).add(found)
-                changed.append(key)
+                # Of the version, and of all models together: a fleet's page reads that one row.
+                for key in ((slot.model, loaded.target.version, hour), ("", "", hour)):
+                    self._hours.setdefault(key, Tally(cells={})).add(found)
+                    changed.append(key)
         self._hours = {key: kept for key, kept in self._hours.items() if key[2] == hour}
         if changed:
-            self._save_traffic(changed)
+            self._save_traffic(sorted(set(changed)))
 
     def _save_traffic(self, keys: list[tuple[str, str, datetime]]) -> None:
         table = schema.traffic

@@ -168,12 +168,13 @@ def served(ledger: Ledger, model: str, version: str, now: datetime, hours: int =
             schema.traffic.insert(),
             [
                 {
-                    "worker": "worker-0", "model": model, "version": version,
+                    "worker": "worker-0", "model": name, "version": of,
                     "hour": hour - timedelta(hours=back), "requests": 900 + 30 * (back % 7),
                     "rows": 2100, "batches": 400,
                     "cells": msgspec.json.encode({60: 500, 66: 380, 80: 20}).decode(),
                 }
                 for back in range(hours)
+                for name, of in ((model, version), ("", ""))
             ],
         )  # fmt: skip
 
