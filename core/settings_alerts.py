@@ -65,6 +65,7 @@ class MaintenanceSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     end: Clock = "00:00"
     """... and ends: on the next day where that is not later than `start`."""
     timezone: str = "UTC"
+    """Of `start` and `end`."""
     since: str = ""
     """Not before this moment, such as `2026-12-24T18:00Z` ..."""
     until: str = ""
@@ -94,6 +95,7 @@ class AlertSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Checks that count for that: what fell and rose within them is flapping."""
     route: RouteSettings = field(default_factory=RouteSettings)
     maintenance: tuple[MaintenanceSettings, ...] = ()
+    """Planned times without messages."""
     mutes: tuple[MuteSettings, ...] = ()
     """Beside the built-in ones: a broken feed or silence mutes drift and decay, serving that is
     down mutes drift and silence, of the same model."""

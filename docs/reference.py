@@ -58,15 +58,15 @@ def settings() -> str:
     return "\n".join([*lines, *_section(Settings, "")])
 
 
-def _section(struct: Struct, path: str) -> Iterator[str]:
-    """The struct's own keys, then its sections."""
+def _section(struct: Struct, path: str, above: tuple[Struct, ...] = ()) -> Iterator[str]:
+    """The struct's own keys, then its sections; one that holds its own kind is told once."""
     texts, hints = _texts(struct), typing.get_type_hints(struct, include_extras=True)
     inner: list[tuple[str, Struct]] = []
     for field in msgspec.structs.fields(struct):
         kind = hints[field.name]
         name = f"{path}{field.encode_name}"
         found = _struct_of(kind)
-        if found is not None:
+        if found is not None and found not in above:
             inner.append((name + _key_of(kind), found))
             if not _key_of(kind):
                 continue
@@ -81,7 +81,7 @@ def _section(struct: Struct, path: str) -> Iterator[str]:
         if name.startswith("models."):
             yield from ("The same keys as [`defaults`](#section-defaults), for one model.", "")
         else:
-            yield from _section(each, f"{name}.")
+            yield from _section(each, f"{name}.", (*above, each))
 
 
 def _texts(struct: Struct) -> dict[str, str]:

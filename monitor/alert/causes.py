@@ -76,6 +76,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "late_data": Cause(
         symbol="◷",
+        severity="ticket",
         says="gets its data late",
         over="gets its data in time again",
         detected="model.data_late.detected",
@@ -84,19 +85,12 @@ CAUSES: dict[str, Cause] = {
     ),
     "late_labels": Cause(
         symbol="◷",
+        severity="ticket",
         says="gets no labels",
         over="gets labels again",
         detected="model.labels_late.detected",
         resolved="model.labels_late.resolved",
         next=("see what holds the labels up", "acknowledge {incident}"),
-    ),
-    "shelf_life": Cause(
-        symbol="◷",
-        says="nears the end of its shelf life",
-        over="no longer nears the end of its shelf life",
-        detected="model.shelf_life.detected",
-        resolved="model.shelf_life.resolved",
-        next=("shelflife retrain {model}", "acknowledge {incident}"),
     ),
     "retrain_failed": Cause(
         symbol="▲",

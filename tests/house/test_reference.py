@@ -44,16 +44,14 @@ def headings(text: str) -> set[str]:
 
 
 def keys(struct: Any, path: str = "") -> set[str]:
-    """Every key, found without the generator: from a settings value made plain."""
-    plain = msgspec.to_builtins(struct())
+    """Every key, found without the generator: by looking into a settings value."""
     found = set[str]()
-    for name, value in plain.items():
-        inner = getattr(struct(), name)
+    for field in msgspec.structs.fields(struct):
+        inner = getattr(struct(), field.name)
         if isinstance(inner, msgspec.Struct):
-            found |= keys(type(inner), f"{path}{name}.")
-        elif name not in {"models", "receivers", "routes"} or path:
-            found.add(f"{path}{name}")
-        del value
+            found |= keys(type(inner), f"{path}{field.encode_name}.")
+        else:
+            found.add(f"{path}{field.encode_name}")
     return found
 
 
