@@ -132,6 +132,43 @@ def _confirm(
     dialog()
 
 
+_SPANS = {"1h": "1 hour", "4h": "4 hours", "1d": "1 day", "1w": "1 week"}
+
+
+def silence(desk: Desk, incident: int) -> None:
+    """The button that keeps an incident quiet for a while."""
+    allowed = desk.reader.may("silence")
+    pressed = st.button(
+        "Silence",
+        icon=":material/notifications_paused:",
+        key=f"act:silence:{incident}",
+        disabled=not allowed,
+        help=None if allowed else "Needs the role operator.",
+    )
+
+    @st.dialog("Silence")
+    def dialog() -> None:
+        st.markdown(f"**Incident {incident}** is not told again until then; it stays open here.")
+        with st.form("silence", border=False):
+            span = st.selectbox("For", list(_SPANS), index=1, format_func=lambda s: _SPANS[s])
+            reason = st.text_area("Why?", max_chars=500, placeholder="for the record")
+            sent = st.form_submit_button("Silence", type="primary")
+        if not sent:
+            return
+        if len(reason.strip()) < _REASON:
+            st.error("Say why, in a few words: it is recorded.")
+            return
+        try:
+            asking.silence(desk.reader, desk.source.home, incident, str(span), reason.strip())
+        except ShelflifeError as error:
+            st.error(words.plain(words.first_upper(str(error)), most=500))
+            return
+        st.rerun()
+
+    if pressed:
+        dialog()
+
+
 def news(desk: Desk) -> None:
     """What became of what was asked last in this tab, until it is dismissed."""
     if _ASKED not in st.session_state:

@@ -53,25 +53,39 @@ def ask(
     Raises:
         ShelflifeError: the reader may not, the API refuses, or it cannot be reached.
     """
+    path = f"/api/v1/models/{model}/actions/{action}"
+    return _accepted(_post(reader, home, action, path, {"reason": reason, "arguments": arguments}))
+
+
+def silence(reader: Reader, home: Path | None, incident: int, span: str, reason: str) -> None:
+    """Ask that an incident is not told of for so long; it holds at once.
+
+    Raises: see `ask`.
+    """
+    path = f"/api/v1/incidents/{incident}/silence"
+    answer = _post(reader, home, "silence", path, {"reason": reason, "until": span})
+    if answer.status_code != 200:
+        _accepted(answer)
+
+
+def _post(
+    reader: Reader, home: Path | None, action: str, path: str, said: dict[str, object]
+) -> httpx.Response:
     address = os.environ.get("SHELFLIFE_API", "")
     if not reader.may(action) or reader.identity is None:
         raise ShelflifeError(f"{reader.name or 'nobody'} may not {action}")
     if not address:
         raise ShelflifeError("SHELFLIFE_API is not set; start the dashboard with `shelflife up`")
-    path = f"/api/v1/models/{model}/actions/{action}"
-    body = msgspec.json.encode(
-        {"by": reader.identity.name, "reason": reason, "arguments": arguments}
-    )
+    body = msgspec.json.encode({"by": reader.identity.name, **said})
     headers = {"Content-Type": "application/json"} | _proof(reader, home, path, body)
     try:
         with httpx.Client(timeout=_TIMEOUT, trust_env=False) as client:
-            answer = client.post(address + quote(path), content=body, headers=headers)
+            return client.post(address + quote(path), content=body, headers=headers)
     except httpx.HTTPError as error:
         raise ShelflifeError(
             f"the API at {address} does not answer ({type(error).__name__}); is `shelflife serve` "
             "running? `shelflife doctor` finds out"
         ) from None
-    return _accepted(answer)
 
 
 def _proof(reader: Reader, home: Path | None, path: str, body: bytes) -> dict[str, str]:

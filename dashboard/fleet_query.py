@@ -179,6 +179,7 @@ def _detail(tx: sa.Connection, row: ModelRow) -> ModelRow:
         n=performance.n if performance else None,
         coverage=performance.coverage if performance else None,
         why=performance.why if performance else "",
+        life=words.life(result.shelf_life) if result else "",
         spark=_spark(tx, row.model, row.checked, row.tolerated),
     )
 

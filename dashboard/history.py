@@ -31,6 +31,7 @@ from dashboard.views import (
     RunRow,
     Worker,
 )
+from monitor import estimates
 from monitor.measure.drift import DECIDING
 from monitor.results import CheckResult, Statistic
 from monitor.wording import told
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 POINTS = 2000
 _CELLS = 120  # moments the drift map shows; each is a check that has to be decoded
 _COLUMNS = 20  # columns the drift map shows
+_ESTIMATES = 300  # windows with an estimate that are drawn
 _FLAPS = 3  # changes of state in a row that are told one by one
 _SERIES = (
     "at",
@@ -95,6 +97,7 @@ def model_view(
             decisions=_decisions(tx, model),
             runs=runs,
             workers=_workers(tx, model),
+            estimates=_estimates(ledger, model, start),
             events=_events(_states(tx, model, start), promotions, found, runs, start),
         )
 
@@ -241,6 +244,20 @@ def _decisions(tx: sa.Connection, model: str, limit: int = 500) -> tuple[Decisio
             )
         )
     return tuple(found)
+
+
+def _estimates(ledger: Ledger, model: str, start: datetime | None) -> pd.DataFrame:
+    """What the metric is estimated to be in the windows whose labels are missing."""
+    import pandas as pd
+
+    rows = [
+        (row.start + (row.end - row.start) / 2, row.value, row.low, row.high, row.n, row.method)
+        for row in estimates.listed(ledger, model, since=start)
+        if row.realised is None
+    ]
+    frame = pd.DataFrame(rows[-_ESTIMATES:], columns=["at", "value", "low", "high", "n", "method"])
+    frame["at"] = pd.to_datetime(frame["at"], utc=True)
+    return frame
 
 
 def _workers(tx: sa.Connection, model: str) -> tuple[Worker, ...]:

@@ -110,6 +110,7 @@ def _metric(row: ModelRow) -> None:
     facts = [words.interval(row.low, row.high), f"n {words.count(row.n)}"]
     if row.coverage is not None:
         facts.append(f"{words.share(row.coverage)} labelled")
+    facts += [f"shelf life {row.life}"] if row.life else []
     st.caption(words.plain(" · ".join(fact for fact in facts if fact)))
 
 

@@ -77,10 +77,12 @@ def _one(desk: Desk, view: IncidentView) -> None:
         if row.run_id:
             parts.go("runs", f"Run {words.plain(row.run_id[:8])}", id=row.run_id)
         parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
-    if row.state == "open":
+    if row.state != "resolved":
         with parts.line():
-            about = f"incident {row.id}"
-            acting.button(desk, "acknowledge", row.model, about=about, incident=row.id)
+            if row.state == "open":
+                about = f"incident {row.id}"
+                acting.button(desk, "acknowledge", row.model, about=about, incident=row.id)
+            acting.silence(desk, row.id)
     if view.finding is not None and view.finding.text:
         st.markdown(words.plain(view.finding.text, most=1200))
     if view.finding is not None and view.finding.columns:

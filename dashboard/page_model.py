@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard import acting, charts, parts, routes, tables, words
 from dashboard.source import Desk
 from dashboard.views import Decision, Event, ModelRow, ModelView
+from monitor.figure_words import estimate_lines, proof_line, shelf_life_lines
 
 _RANGES = {"30d": "30 days", "90d": "90 days", "365d": "1 year", "all": "all"}
 _EVENTS = 12  # shown at once; the rest is folded
@@ -35,6 +36,7 @@ def show(desk: Desk) -> None:
     _numbers(desk, view)
     _carried(view)
     _metric(view)
+    _life(view)
     left, right = st.columns([3, 2], gap="large")
     with left:
         _drift(view)
@@ -158,14 +160,38 @@ def _metric(view: ModelView) -> None:
         parts.colours(),
         champion=view.row.version,
         metric=view.row.metric,
+        estimates=view.estimates,
+        life=view.latest.shelf_life if view.latest else None,
     )
     st.altair_chart(picture, width="stretch", alt=f"{name} over time with its 95 % interval")
     every = "" if view.every == 1 else f" One of {view.every} checks is shown, the worst of each."
     st.caption(
         ":primary[━] realised by the champion, with its 95 % interval · :gray[━] by earlier "
-        "versions · :gray[╌] expected · :gray[─] tolerated · │ promotions · on the axis: the state."
-        + every
+        "versions · :primary[┄] estimated without labels · :primary[▒] forecast, 80 % of futures · "
+        ":gray[╌] expected · :gray[─] tolerated · │ promotions · on the axis: the state." + every
     )
+
+
+def _life(view: ModelView) -> None:
+    """How long this version will do, in sentences; and what the estimates are worth."""
+    latest = view.latest
+    if latest is None or (latest.shelf_life is None and latest.estimated is None):
+        return
+    left, right = st.columns(2, gap="large")
+    if latest.shelf_life is not None:
+        with left:
+            st.subheader("Remaining shelf life", anchor=False)
+            for text in shelf_life_lines(latest.shelf_life):
+                st.markdown(words.plain(words.first_upper(text), most=400))
+            if latest.shelf_life.provisional:
+                st.caption(f"provisional: {words.plain(latest.shelf_life.provisional, most=300)}")
+    with right:
+        if latest.estimated is not None:
+            st.subheader("Estimated without labels", anchor=False)
+            for text in estimate_lines(latest.estimated):
+                st.markdown(words.plain(words.first_upper(text), most=400))
+        if latest.proof is not None:
+            st.caption(words.plain(proof_line(latest.proof), most=300))
 
 
 def _drift(view: ModelView) -> None:

@@ -22,7 +22,15 @@ from msgspec import Struct
 
 from core.errors import ShelflifeError
 from core.ledger import Ledger
-from dashboard import column_query, fleet_query, history, people, queries, serving_query
+from dashboard import (
+    column_query,
+    fleet_query,
+    history,
+    interpreters,
+    people,
+    queries,
+    serving_query,
+)
 from dashboard.column_query import ColumnView
 from dashboard.serving_query import ServingView
 from dashboard.views import Fleet, IncidentRow, IncidentView, ModelRow, ModelView, RunRow, RunView
@@ -152,7 +160,7 @@ class Desk:
 
     def interpreters(self, model: str, version: str) -> list[dict[str, str]]:
         """The measured interpreters of a version, a row each; none where nothing was measured."""
-        return []
+        return interpreters.rows(self.source.home, model, version)
 
     def mlflow_link(self, model: str, version: str) -> str:
         """The version's page in the MLflow UI; empty where no UI is known."""

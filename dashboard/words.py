@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 from msgspec import Struct
 
 from core.times import spell, utc
+from monitor.figures import ShelfLife
 
 MISSING = "–"
 
@@ -110,6 +111,20 @@ def _round(seconds: float) -> float:
         if seconds >= unit:
             return seconds // unit * unit
     return 0.0
+
+
+def life(found: ShelfLife | None) -> str:
+    """`6 d [3, 11]`, `over 90 d`, `expired`; empty where nothing can be said."""
+    if found is None or found.absolute.why:
+        return ""
+    forecast = found.absolute
+    if forecast.expired:
+        return "expired"
+    if forecast.median is None:
+        return f"over {forecast.beyond:.0f} d" if forecast.beyond else ""
+    low = f"{forecast.low:.0f}" if forecast.low is not None else "0"
+    high = f"{forecast.high:.0f}" if forecast.high is not None else "…"
+    return f"{forecast.median:.0f} d [{low}, {high}]"
 
 
 def ago(moment: datetime | None, now: datetime) -> str:

@@ -5,7 +5,6 @@ What needs MLflow is written down as a command, which the scheduler carries out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -18,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from core import schema
-from core.access import Identity
 from core.errors import InputError, NotFound
 from core.ledger import Ledger
 from core.settings import Settings
@@ -29,7 +27,7 @@ from shelflife import commands, health, metrics
 from shelflife.health import Facts, Problem
 from shelflife.pulses import PULSE
 from shelflife.web.edge import Bodies, answer, decode
-from shelflife.web.gatekeeper import STATE, cross_site
+from shelflife.web.gatekeeper import assert_ours, assert_signed, caller
 from shelflife.web.limits import MAX_VERSION, identifier
 from shelflife.web.specs import Specs
 from shelflife.web.wire import ActionIn
@@ -40,23 +38,6 @@ _STATES = {
     "incidents": ("noticed", "open", "acknowledged", "resolved"),
     "runs": ("running", "waiting", "promoted", "refused", "failed", "abandoned"),
 }
-
-
-def _who(request: Request) -> Identity | None:
-    """Who the gatekeeper recognised; None where authentication is off."""
-    found = request.scope.get("state", {}).get(STATE)
-    return found if isinstance(found, Identity) else None
-
-
-def _unchanged(request: Request, raw: bytes) -> None:
-    """Assert that this is the body the dashboard signed, where it signed one.
-
-    Raises:
-        InputError: it is another.
-    """
-    signed = request.scope.get("state", {}).get("shelflife_body")
-    if signed is not None and hashlib.sha256(raw).hexdigest() != signed:
-        raise InputError("body", f"{len(raw)} bytes", "the body that was signed")
 
 
 class Control:
@@ -84,12 +65,11 @@ class Control:
 
     async def act(self, request: Request) -> Response:
         """Write a request for action down."""
-        identity = _who(request)
-        if identity is None and cross_site(request.headers):
-            raise InputError("Origin", request.headers.get("origin"), "a page of this very server")
+        identity = caller(request.scope)
+        assert_ours(request.scope)
         model = await self._model(request)
         async with self._bodies.read(request) as raw:
-            _unchanged(request, raw)
+            assert_signed(request.scope, raw)
             body: ActionIn = decode(ActionIn, raw or b"{}")
         for name in ("by", "reason"):
             if "\0" in getattr(body, name):

@@ -7,6 +7,7 @@ who reaches the port. A path that this page does not know asks for the highest s
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import access, tokens
 from core.access import Identity
-from core.errors import SettingsError
+from core.errors import InputError, SettingsError
 from core.ledger import Ledger
 from core.settings import AccessSettings, Settings, secret
 
@@ -48,6 +49,8 @@ def scope_of(method: str, path: str) -> access.Scope | None:
     if (reading and path in _OPEN) or (method == "POST" and path == _HINTS):
         return None  # hints are signed by MLflow with a secret of their own
     parts = path.strip("/").split("/")
+    if reading and parts[0] == "runbooks" and len(parts) == 2:
+        return None  # what messages link to: general texts, the same everywhere
     if parts[0] == "v2":
         return "infer" if parts[1:2] != ["repository"] or parts[-1] == "index" else "admin"
     if parts[:2] == ["api", "v1"]:
@@ -247,6 +250,34 @@ _WHO = (
 def _answer(status: int, text: str, headers: dict[str, str]) -> Response:
     body = msgspec.json.encode({"error": text})
     return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def caller(scope: MutableMapping[str, Any]) -> Identity | None:
+    """Who the gatekeeper recognised; None where authentication is off."""
+    found = scope.get("state", {}).get(STATE)
+    return found if isinstance(found, Identity) else None
+
+
+def assert_ours(scope: MutableMapping[str, Any]) -> None:
+    """Assert that a request to act comes from no page of another site.
+
+    Raises:
+        InputError: a browser says it does, and nobody was recognised.
+    """
+    headers = Headers(scope=scope)
+    if caller(scope) is None and cross_site(headers):
+        raise InputError("Origin", headers.get("origin"), "a page of this very server")
+
+
+def assert_signed(scope: MutableMapping[str, Any], raw: bytes) -> None:
+    """Assert that this is the body the dashboard signed, where it signed one.
+
+    Raises:
+        InputError: it is another.
+    """
+    signed = scope.get("state", {}).get("shelflife_body")
+    if signed is not None and hashlib.sha256(raw).hexdigest() != signed:
+        raise InputError("body", f"{len(raw)} bytes", "the body that was signed")
 
 
 def cross_site(headers: Headers) -> bool:

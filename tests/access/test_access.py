@@ -89,6 +89,8 @@ def test_the_command_line_knows_the_same_scopes() -> None:
         ("POST", "/api/v1/models/shop/predict", "infer"),
         ("POST", "/api/v1/hints/mlflow", None),
         ("POST", "/api/v1/silences", "operate"),
+        ("POST", "/api/v1/incidents/1/silence", "operate"),
+        ("GET", "/runbooks/decay", None),
         ("DELETE", "/api/v1/runs", "admin"),
         ("GET", "/metrics", "read"),
         ("GET", "/", "admin"),
