@@ -17,7 +17,7 @@ from core import access
 from core.errors import NotFound, ShelflifeError
 from dashboard import acting, people, routes, words
 from dashboard.source import Desk, read_environment
-from dashboard.theme import Palette, palette
+from dashboard.theme import DARK, Palette, palette
 from dashboard.views import ModelRow
 
 _LIVE = timedelta(seconds=5)
@@ -140,14 +140,29 @@ _STYLE = """
   padding-left: 0; padding-right: 0; background: transparent;
 }
 [data-testid="stMain"] [data-testid="stPageLink-NavLink"]:hover { text-decoration: underline; }
+[data-testid="stCaptionContainer"] {
+  color: color-mix(in srgb, currentcolor 80%, transparent) !important;
+  opacity: 1 !important;
+}
 [data-testid="stMetric"] { font-variant-numeric: tabular-nums; }
 </style>
 """
 
 
+#: White on the dark theme's light accent cannot be read.
+_DARK = """
+<style>
+[data-testid^="stBaseButton-primary"], [data-testid^="stBaseButton-primary"] p { color: #10151b; }
+</style>
+"""
+
+
 def style() -> None:
-    """Less empty room above the page than Streamlit leaves. No data comes near this text."""
+    """Less empty room above the page than Streamlit leaves, and captions that can be read (AA).
+    No data comes near this text."""
     st.html(_STYLE)
+    if colours() is DARK:
+        st.html(_DARK)
 
 
 def go(name: routes.Name, label: str, /, **parameters: str) -> None:
