@@ -246,8 +246,8 @@ def main() -> int:
         }  # fmt: skip
         _prepare(url, given)
         alone = {name: _timed(ask, given.rounds) for name, ask in queries(url).items()}
-        print(f"\n{'page':24}{'first visit':>14}{'slowest':>10}{'processor':>12}{'queries':>10}{'again':>10}"
-              f"{'points':>8}")  # fmt: skip
+        print(f"\n{'page':24}{'first visit':>14}{'slowest':>10}{'processor':>12}"
+              f"{'queries':>10}{'again':>10}{'points':>8}")  # fmt: skip
         worst = most = 0.0
         for name, (page, parameters) in PAGES.items():
             cold = [visit(page, parameters, cold=True) for _ in range(given.rounds)]
@@ -256,8 +256,8 @@ def main() -> int:
             worked = statistics.median(seconds for _, seconds, _ in cold)
             worst, most = max(worst, statistics.median(times)), max(most, worked)
             asked = f"{alone[name]:.3f} s" if name in alone else "–"
-            print(f"{name:24}{statistics.median(times):>12.3f} s{max(times):>8.3f} s{worked:>10.3f} s"
-                  f"{asked:>10}{warm:>8.3f} s{cold[0][2]:>8}")  # fmt: skip
+            print(f"{name:24}{statistics.median(times):>12.3f} s{max(times):>8.3f} s"
+                  f"{worked:>10.3f} s{asked:>10}{warm:>8.3f} s{cold[0][2]:>8}")  # fmt: skip
         print(f"{'has anything changed?':60}{alone['has anything changed?']:>8.3f} s")
     print(f"\nno page above {worst:.2f} s, {most:.2f} s of processor (median of {given.rounds})")
     return 0
