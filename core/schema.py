@@ -29,6 +29,10 @@ from core.schema_log import sealed_keys as sealed_keys
 from core.schema_log import segment_events as segment_events
 from core.schema_log import segment_parts as segment_parts
 from core.schema_log import segments as segments
+from core.schema_pages import baseline_profiles as baseline_profiles
+from core.schema_pages import reports as reports
+from core.schema_pages import tokens as tokens
+from core.schema_pages import traffic as traffic
 from core.tables import Id, key, text, time
 from core.tables import UtcTime as UtcTime
 from core.tables import metadata as metadata
@@ -74,8 +78,14 @@ checks = Table(
     text("result"),  # the whole monitor.results.CheckResult as JSON
     time("created"),
     UniqueConstraint("model", "at"),
+    # What lists and charts read, without the pages that hold `result`.
+    Index(
+        "checks_series", "model", "at", "state", "version", "metric", "value", "low", "high",
+        "expected", "tolerated", "rows", "labelled",
+    ),
+    Index("checks_by_state", "model", "state", "at"),
     sqlite_autoincrement=True,
-)
+)  # fmt: skip
 
 # --- shelflife.accepting: rows that a person accepted as what a version is held against ---------
 accepted_baselines = Table(  # only added to; in force from `at` on
