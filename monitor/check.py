@@ -21,8 +21,7 @@ from core.settings import ModelSettings, span
 from core.spec import ModelSpec
 from monitor import estimating, joint, lateness, outcome, proving, verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
-from monitor.figures import ShelfLife, Track
-from monitor.log.arrivals import Arrivals
+from monitor.figures import Arrivals, ShelfLife, Track
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness
@@ -162,7 +161,7 @@ def run_check(
         baseline=baseline.created,
         checked=history[0].at if history else None,
         received=evidence.arrivals.newest if evidence.arrivals else None,
-        arrival=evidence.arrivals.median if evidence.arrivals else None,
+        arrival=evidence.arrivals.delay if evidence.arrivals else None,
     )
     judged = verdict.Evidence(
         version=facts.version,
@@ -206,6 +205,7 @@ def run_check(
         estimated=estimated,
         proof=proof,
         shelf_life=evidence.shelf_life,
+        arrivals=evidence.arrivals,
     )
 
 
@@ -280,9 +280,9 @@ def _data(
         after=span(after) if after else 2 * span(settings.window),
     )
     provisional = provisional_of(baseline.calibration, span_) if rows else ""
+    together = joint.measure(parts, settings, at=at) if rows >= settings.min_rows else ()
     if lateness.arriving(evidence.arrivals, settings):
         silent = None  # rows do come, only late: that is told instead
-    together = joint.measure(parts, settings, at=at) if rows >= settings.min_rows else ()
     return drifts, (*([silent] if silent else ()), *issues), provisional, together
 
 
@@ -341,6 +341,15 @@ def record(tx: sa.Connection, result: CheckResult, *, created: datetime | None =
             return int(tx.execute(query).scalar_one())
     except sa.exc.IntegrityError:  # PostgreSQL: another process recorded it since we looked
         return int(tx.execute(known).scalar_one())
+
+
+def recorded(ledger: Ledger, model: str, at: datetime) -> CheckResult | None:
+    """The check of a model at this very moment, if it was kept."""
+    table = schema.checks
+    query = sa.select(table.c.result).where(table.c.model == model, table.c.at == at)
+    with ledger.read() as tx:
+        text = tx.scalar(query)
+    return msgspec.json.decode(text, type=CheckResult) if text else None
 
 
 def recent(ledger: Ledger, model: str, before: datetime, limit: int) -> list[CheckResult]:

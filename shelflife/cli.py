@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     from shelflife.incidents_command import options as incident_options
     from shelflife.incidents_command import silence_options
     from shelflife.log_command import options as log_options
+    from shelflife.tokens_command import options as token_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -87,9 +88,6 @@ def parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--force", action="store_true", help="although the gate refused it")
     add("rollback", "go back to the version before", who).add_argument("model")
-    accept = add("accept", "a lasting change is the new normal: measure drift against it", who)
-    accept.add_argument("model")
-    accept.add_argument("--over", metavar="SPAN", help="rows of the last 7d, 12h, …; the window's")
     receivers = add("receivers", "who is told: list, test, enable, failed, replay")
     receivers.add_argument("verb", nargs="?", default="list", choices=RECEIVER_VERBS)
     receivers.add_argument("name", nargs="?", help="the receiver that is meant")
@@ -98,10 +96,15 @@ def parser() -> argparse.ArgumentParser:
     listed = add("runs", "retraining runs, newest first", who)
     listed.add_argument("id", nargs="?", help=_ONE + _OR_VERB)
     listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
+    listed.add_argument("--out", metavar="FILE", help="of `dataset`: the Parquet to write")
     listed.add_argument("--model", help="only this model's")
     listed.add_argument("--all", action="store_true", help="the finished ones too")
+    accept = add("accept", "a lasting change is the new normal: measure drift against it", who)
+    accept.add_argument("model")
+    accept.add_argument("--over", metavar="SPAN", help="rows of the last 7d, 12h, …; the window's")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
+    token_options(add("tokens", "who may use the API: create, list, revoke", who))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     completion = add("completion", "write the script that lets your shell complete all this")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -110,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
-VERBS = ("approve", "reject", "resume", "abandon")
+VERBS = ("approve", "reject", "resume", "abandon", "dataset")
 #: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
 RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)

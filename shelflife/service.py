@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from monitor.baseline import Baseline
     from monitor.log.records import SampleLog
     from registry.versions import Registry, Version
+    from retrain.observing import Learned
     from retrain.run import RunContext
 
 SETTINGS_FILE = "shelflife.yaml"
@@ -104,6 +105,13 @@ class Service:
 
     def model(self, name: str) -> ModelSettings:
         return self.settings.model(name)
+
+    #: Lessons of earlier observations; a service learns them anew (`retrain.observing.look`).
+    learned: Learned | None = None
+
+    def observes(self, model: str) -> bool:
+        """Whether the champion is observed; it is under any policy, for people to see."""
+        return True
 
     def baseline(self, version: Version) -> tuple[Baseline, pd.DataFrame]:
         """The baseline of a version and its reference sample; remembered, since they never change.
