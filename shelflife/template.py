@@ -65,6 +65,20 @@ TEMPLATE = """\
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
+#   url: ""                   # where people reach it, for links in messages; http://host:port
+#   upload_mb: 50             # largest history that may be uploaded for a backtest
+
+# access:                     # who may see and do what; docs/access.md
+#   enabled: false            # on: unknown identities see nothing
+#   viewers: []               # names as the identity provider has them, group:NAME, or "*"
+#   operators: []             # also check, retrain, approve, reject, roll back, silence
+#   admins: []                # also promote without the gate
+#   oidc: false               # the dashboard signs people in with OpenID Connect
+#   groups_claim: groups
+#   proxy_user: ""            # header in which a proxy names who is signed in
+#   proxy_groups: ""          # ... and their groups
+#   proxy_secret: ""          # env:NAME or file:/path of what it sends as X-Shelflife-Proxy
+#   requests_per_minute: 6000 # of one identity; tokens may have a rate of their own
 
 # receivers:                  # who is told of incidents; `shelflife receivers test NAME`
 #   - name: on-call
