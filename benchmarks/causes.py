@@ -296,7 +296,7 @@ def tell(
 def table(results: dict, title: str) -> tuple[int, int, int, int]:
     print(f"\n{title}\n")
     print("| planted | cases | median rise | rise ≥ 10 % | planted first | right kind | alone "
-          "| both named | accused someone | drift ranking | CPU seconds (median, worst) |")  # fmt: skip
+          "| both named | accused someone | drift ranking | CPU s (median, worst) |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     hits = asked = false = quiet = 0
     for scenario, cases in results.items():

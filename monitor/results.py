@@ -207,6 +207,7 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     labels: LabelFacts | None = None  # None in checks from before it was measured
     not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged
     causes: tuple[Cause, ...] = ()  # what carries the loss; looked for only where it is worse
+    joint: tuple[ColumnDrift, ...] = ()  # pairs, all columns at once, texts, metrics by name
     causes_why: str = ""  # why nothing is named although it is worse, and what was not tried
     measured: Measured | None = None  # every realised metric; None in older checks
     estimated: Estimated | None = None  # of rows whose labels are missing

@@ -289,7 +289,9 @@ def _drift(
     evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings, *, muted: bool
 ) -> list[Finding]:
     before = _earlier(same, "drift")
-    earlier = {c.column for check in same[: _LOOKS - 1] for c in check.drift if c.drifted}
+    earlier = {
+        c.column for check in same[: _LOOKS - 1] for c in (*check.drift, *check.joint) if c.drifted
+    }
     ranked = ranked_columns(evidence.drift)
     confirmed = [column for column in ranked if column.column in earlier]
     since = before.since if before else evidence.at

@@ -171,6 +171,15 @@ CAUSES: dict[str, Cause] = {
         detected="candidate.registered",
         next=("compare the candidate in MLflow", "shelflife runs --model {model}"),
     ),
+    "receiver": Cause(
+        symbol="◆",
+        severity="ticket",
+        says="cannot tell everybody",
+        over="can tell everybody again",
+        detected="receiver.failing",
+        resolved="receiver.mended",
+        next=("shelflife receivers list", "shelflife receivers replay NAME"),
+    ),
     "monitor": Cause(
         symbol="■",
         severity="page",
@@ -195,7 +204,8 @@ STEPS = (
 )
 
 #: Types of messages that speak of an incident, or of several, in other ways.
-OTHERS = ("incident.escalated", "incident.group", "incident.group.resolved")
+ACKNOWLEDGED = "incident.acknowledged"
+OTHERS = (ACKNOWLEDGED, "incident.escalated", "incident.group", "incident.group.resolved")
 
 
 def cause(name: str) -> Cause:

@@ -78,11 +78,16 @@ def test_decay_is_told_answered_and_over(service: Service, champion: Version) ->
     assert new is not None
     assert new.version == state.candidate == "2"
     assert new.tags["shelflife.run_id"] == state.id
+    assert new.tags["shelflife.incident"] == str(incident.id)  # one id from sign to end
     before = service.registry.by_alias("shop", "previous")
     assert before is not None
     assert before.version == "1"
     with service.ledger.read() as tx:
-        texts = [event.text for event in incidents.timeline(tx, incident.id)]
+        events = incidents.timeline(tx, incident.id)
+        texts = [event.text for event in events]
+    kinds = [event.kind for event in events]
+    assert kinds[: kinds.index("opened") + 1] in (["noticed", "opened"], ["opened"])
+    assert kinds[-2:] == ["run", "watched"]
     assert any("started" in text for text in texts)
     assert any("promoted" in text for text in texts)
     assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
