@@ -19,6 +19,8 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_access import AccessSettings as AccessSettings
+from core.settings_access import DashboardSettings as DashboardSettings
 from core.settings_alerts import AlertSettings as AlertSettings
 from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
 from core.settings_alerts import MuteSettings as MuteSettings
@@ -170,13 +172,6 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a caller may take to send a body."""
 
 
-class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    """Address the dashboard listens at; this machine alone by default."""
-    port: Port = 8501
-    """Where it listens; 0 takes any free port."""
-
-
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -196,6 +191,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serving: ServingSettings = field(default_factory=ServingSettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     """Who is told of incidents; nobody when empty."""
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)

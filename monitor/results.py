@@ -41,6 +41,7 @@ class ColumnDrift(Struct, frozen=True, kw_only=True):
     statistics: tuple[Statistic, ...]
     drifted: bool
     why: str = ""  # why it could not be measured
+    counts: tuple[int, ...] = ()  # values of the window in each cell of the baseline's profile
 
 
 class QualityIssue(Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     from shelflife.incidents_command import options as incident_options
     from shelflife.incidents_command import silence_options
     from shelflife.log_command import options as log_options
+    from shelflife.tokens_command import options as token_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -103,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     accept.add_argument("--over", metavar="SPAN", help="rows of the last 7d, 12h, …; the window's")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
+    token_options(add("tokens", "who may use the API: create, list, revoke", who))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     completion = add("completion", "write the script that lets your shell complete all this")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -301,6 +301,12 @@ def do_log(given: argparse.Namespace) -> int:
     return log_command.run(given, _who(given) if "by" in given else "")
 
 
+def do_tokens(given: argparse.Namespace) -> int:
+    from shelflife import tokens_command
+
+    return tokens_command.run(given, _out, by=_who(given))
+
+
 def do_doctor(given: argparse.Namespace) -> int:
     from shelflife import doctor
 

@@ -29,6 +29,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "abandon": ("run",),
     "acknowledge": ("incident",),
     "accept": (),
+    "report": ("subject",),
 }
 
 
@@ -172,6 +173,12 @@ def _accept(service: Service, row: Any, _arguments: dict[str, Any], now: datetim
     return f"{done.rows:,} rows are the baseline of version {done.version}"
 
 
+def _report(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import reports  # pandas: not beside requests
+
+    return reports.want(service, row.model, str(arguments["subject"]), by=row.by, now=now)
+
+
 _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "check": _check,
     "retrain": _retrain,
@@ -182,4 +189,5 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "abandon": _abandon,
     "acknowledge": _acknowledge,
     "accept": _accept,
+    "report": _report,
 }

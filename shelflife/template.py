@@ -65,6 +65,20 @@ TEMPLATE = """\
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
+#   url: ""                   # where people reach it, for links in messages; http://host:port
+#   upload_mb: 50             # largest history that may be uploaded for a backtest
+
+# access:                     # who may see and do what; docs/access.md
+#   enabled: false            # on: unknown identities see nothing
+#   viewers: []               # names as the identity provider has them, group:NAME, or "*"
+#   operators: []             # also check, retrain, approve, reject, roll back, silence
+#   admins: []                # also promote without the gate
+#   oidc: false               # the dashboard signs people in with OpenID Connect
+#   groups_claim: groups
+#   proxy_user: ""            # header in which a proxy names who is signed in
+#   proxy_groups: ""          # ... and their groups
+#   proxy_secret: ""          # env:NAME or file:/path of what it sends as X-Shelflife-Proxy
+#   requests_per_minute: 6000 # of one identity; tokens may have a rate of their own
 
 # receivers:                  # who is told of incidents; `shelflife receivers test NAME`
 #   - name: on-call
@@ -119,6 +133,9 @@ defaults:                     # for every model, unless its own section says oth
   # quantile: 0.5             # that a regression predicts, for its pinball loss
   # segments: []              # input columns whose levels are scored by themselves
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
+  # classifier_every: 1d      # a classifier tries to tell new rows from the baseline's; never
+  # text: []                  # columns of free text, watched by length, non-letters, unknown words
+  # evidently: []             # metrics of Evidently, such as {metric: MeanValue, column: age}
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive

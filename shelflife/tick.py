@@ -20,7 +20,7 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
-from monitor import estimates, lifetimes, scores
+from monitor import estimates, lifetimes, profiles, scores
 from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
@@ -107,6 +107,7 @@ def tick(
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        profiles.keep(tx, model, champion.version, service.baseline(champion)[0].columns)
         if past is not None:
             scores.record(tx, service.ledger, past)
         estimates.record(tx, service.ledger, result)

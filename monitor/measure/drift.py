@@ -263,6 +263,7 @@ def _measure_column(
         statistics=(*statistics, decided) if decided else statistics,
         drifted=decided is not None and decided.alarm,
         why=why,
+        counts=() if counts is None else tuple(int(count) for count in counts),
     )
 
 
