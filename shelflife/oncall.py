@@ -72,7 +72,7 @@ def context(
         alerts=settings.alerts,
         repeat=span(chosen.repeat_every),
         rhythm=span(chosen.check_every),
-        dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
+        dashboard_url=dashboard.url or f"http://{dashboard.host}:{dashboard.port}",
         mlflow_url=mlflow_url,
         command=command,
     )

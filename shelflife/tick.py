@@ -20,7 +20,7 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
-from monitor import estimates, lifetimes, scores
+from monitor import estimates, lifetimes, profiles, scores
 from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
@@ -38,6 +38,8 @@ from shelflife.service import Service
 if TYPE_CHECKING:
     from registry.versions import Version
 
+#: The promotion that is being watched, if one is, and what the watch says.
+Watching = tuple[watch.Watched | None, watch.Judgement]
 _HISTORY = 12  # earlier checks a verdict may look back on
 
 
@@ -68,6 +70,8 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
+    from shelflife.accepting import in_force
+
     return checks.run_check(
         baseline,
         reference,
@@ -77,6 +81,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         settings,
         at=at,
         predict=asking(service, version, baseline.spec),
+        accepted=in_force(service, version, at=at),
     )
 
 
@@ -92,8 +97,9 @@ def tick(
     if champion is None:
         return None
     result = measure(service, champion, at=at)
-    seen = observation(service, champion, result, at=at)
-    decision = decide(service, champion, result, seen, at=at)
+    watched = watching(service, champion, at=at)
+    seen = observation(service, champion, result, watched, at=at)
+    decision = decide(service, champion, result, seen, watched, at=at)
     context = _context(service, champion, decision, at)
     past = _rescore(service, champion, result, at)
     points = foresight.lived(service, champion, result, past, at=at)
@@ -101,6 +107,7 @@ def tick(
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        profiles.keep(tx, model, champion.version, service.baseline(champion)[0].columns)
         if past is not None:
             scores.record(tx, service.ledger, past)
         estimates.record(tx, service.ledger, result)
@@ -156,12 +163,14 @@ def _rescore(
 
 
 def observation(
-    service: Service, champion: Version, result: CheckResult, *, at: datetime
+    service: Service, champion: Version, result: CheckResult, watched: Watching, *, at: datetime
 ) -> Observation | None:
     """What the labels that are new since the last observation say, if it is time for the next.
 
     Rows of a broken feed teach nothing and are not judged: they wait until it is whole again.
     """
+    if not service.observes(champion.model):
+        return None
     settings = service.model(champion.model)
     baseline, reference = service.baseline(champion)
     metric = settings.metric or baseline.spec.metric
@@ -184,21 +193,21 @@ def observation(
             fresh=fresh**2 if fresh is not None and metric == "rmse" else fresh,
         ),
         eager=result.state == "decaying",
+        learned=service.learned,
         at=at,
     )
-    if seen is None:
-        return None
-    _, watched = _watch(service, champion, at)
-    if watched.harm is None:
+    harm = watched[1].harm
+    if seen is None or harm is None:
         return seen
-    return msgspec.structs.replace(seen, brought=-watched.harm)
+    return msgspec.structs.replace(seen, brought=-harm)
 
 
 def decide(
     service: Service,
     champion: Version,
     result: CheckResult,
-    seen: Observation | None = None,
+    seen: Observation | None,
+    watched: Watching,
     *,
     at: datetime,
 ) -> policy.Decision:
@@ -209,7 +218,7 @@ def decide(
     """
     settings = service.model(champion.model)
     baseline, _ = service.baseline(champion)
-    promoted, found = _watch(service, champion, at)
+    promoted, found = watched
     harmful = found.action == "rollback"
     evidence = evidences.gather(
         service.ledger,
@@ -269,9 +278,7 @@ def start_run(
     return run_id
 
 
-def _watch(
-    service: Service, champion: Version, at: datetime
-) -> tuple[watch.Watched | None, watch.Judgement]:
+def watching(service: Service, champion: Version, *, at: datetime) -> Watching:
     """The promotion that is being watched, if one is, and what the watch says of it."""
     settings = service.model(champion.model)
     promoted = watch.watched(service.ledger, champion.model, champion.version, settings, at=at)

@@ -141,6 +141,15 @@ CAUSES: dict[str, Cause] = {
         resolved="model.serving_down.resolved",
         next=("shelflife doctor", "start `shelflife serve`", "acknowledge {incident}"),
     ),
+    "unwatched": Cause(
+        symbol="◷",
+        severity="ticket",
+        says="was not watched for a while",
+        over="is being watched again",
+        detected="model.unwatched.detected",
+        resolved="model.unwatched.resolved",
+        next=("shelflife doctor", "acknowledge {incident}"),
+    ),
     "shelf_life": Cause(
         symbol="◷",
         severity="ticket",
