@@ -18,7 +18,6 @@ from core.errors import NotFound, ShelflifeError
 from core.files import write_atomic
 from core.spec import ModelSpec
 from core.times import iso
-from monitor.alert import incidents
 from registry import promotion
 from registry.versions import Version
 from retrain import manual, policy, run
@@ -26,6 +25,7 @@ from retrain.gate import forced
 from retrain.run import RunState
 from serving import deploy
 from serving.heartbeat import served_by
+from shelflife import oncall
 from shelflife.deploying import deploy_model
 from shelflife.leases import held
 from shelflife.runs import advance, tell_news
@@ -320,5 +320,6 @@ def acknowledge_now(
     Raises:
         NotFound: no such incident.
     """
-    with service.ledger.write() as tx:
-        incidents.acknowledge(tx, incident, by=by, at=at, reason=reason)
+    oncall.acknowledge(
+        service.ledger, incident, by=by, at=at, reason=reason, settings=service.settings
+    )

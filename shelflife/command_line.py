@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from core.errors import GateRefused, InputError
-from core.times import parse_time
+from core.times import duration, parse_time
 from shelflife import show
 from shelflife.cli import DRIFT, FAILED, OK, VERBS
 from shelflife.service import SETTINGS_FILE, Service, wall_clock
@@ -229,6 +229,20 @@ def _moved(service: Service, model: str, version: str) -> str:
     return f"{model}: version {version} is the champion {how[answering]}"
 
 
+def do_accept(given: argparse.Namespace) -> int:
+    from shelflife.accepting import accept_now
+
+    over = duration(given.over) if given.over else None
+    done = accept_now(
+        Service.open(given.settings), given.model, by=_who(given), reason=given.reason,
+        at=wall_clock(), over=over,
+    )  # fmt: skip
+    ended = f"; incident {done.resolved} is resolved" if done.resolved else ""
+    text = f"{done.model}: drift of version {done.version} is measured against {done.rows:,} rows"
+    _out(given, done, f"{text} since {done.since:%Y-%m-%d %H:%M} from now on{ended}")
+    return OK
+
+
 def do_runs(given: argparse.Namespace) -> int:
     if given.id in VERBS:
         return _decide(given)
@@ -285,6 +299,12 @@ def do_log(given: argparse.Namespace) -> int:
     from shelflife import log_command
 
     return log_command.run(given, _who(given) if "by" in given else "")
+
+
+def do_tokens(given: argparse.Namespace) -> int:
+    from shelflife import tokens_command
+
+    return tokens_command.run(given, _out, by=_who(given))
 
 
 def do_doctor(given: argparse.Namespace) -> int:

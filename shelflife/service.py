@@ -50,7 +50,7 @@ class Service:
         self.settings = settings
         self.folder = folder or Path.cwd()  # of the settings file; a user's trainer lies there
         self.home = settings.home_path
-        self._baselines: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
+        self.remembered: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Service:
@@ -124,14 +124,14 @@ class Service:
         from monitor.baseline import load as load_baseline
 
         key = (version.model, version.version)
-        if key not in self._baselines:
+        if key not in self.remembered:
             raw = self.registry.file(version, "reference.parquet")
             reference = pd.read_parquet(io.BytesIO(raw))
-            self._baselines[key] = (
+            self.remembered[key] = (
                 load_baseline(self.registry.file(version, "baseline.json")),
                 reference,
             )
-        return self._baselines[key]
+        return self.remembered[key]
 
     def context(self, model: str, version: Version | None, *, command: str = "") -> MessageContext:
         """What every message about a model says besides its finding."""
