@@ -12,6 +12,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     String,
     Table,
     Text,
@@ -85,6 +86,24 @@ checks = Table(
     Index("checks_by_state", "model", "state", "at"),
     sqlite_autoincrement=True,
 )  # fmt: skip
+
+# --- shelflife.accepting: rows that a person accepted as what a version is held against ---------
+accepted_baselines = Table(  # only added to; in force from `at` on
+    "accepted_baselines",
+    metadata,
+    key(),
+    Column("model", String(128), nullable=False),
+    Column("version", String(64), nullable=False),
+    time("at"),
+    time("since"),  # event time of the first row
+    Column("rows", Integer, nullable=False),
+    Column("by", String(128), nullable=False),
+    text("reason"),
+    text("baseline"),  # monitor.baseline.Baseline as JSON
+    Column("reference", LargeBinary, nullable=False),  # its sample, Parquet
+    Index("accepted_by_model", "model", "version", "at"),
+    sqlite_autoincrement=True,
+)
 
 # --- monitor.scores: how good each past window turned out to be, as far as labels tell by now ----
 window_scores = Table(  # rewritten when labels landed since; dropped beyond the horizon
@@ -182,6 +201,7 @@ incidents = Table(
     Column("relapses", Integer, nullable=False, server_default="0"),  # of late, before this one
     Column("story", Id, nullable=True),  # the incident this one is a chapter of; NULL: its own
     Column("acknowledged_by", String(128), nullable=False, server_default=""),
+    time("told", nullable=True),  # when anybody was told of it last
     time("escalated", nullable=True),
     text("muted"),  # why nobody is told at present: a silence, a maintenance, another incident
     Column("withheld", String(16), nullable=False, server_default=""),  # what is told afterwards

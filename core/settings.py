@@ -30,6 +30,7 @@ from core.settings_data import QualitySettings as QualitySettings
 from core.settings_interpreters import BackendChoice as BackendChoice
 from core.settings_interpreters import InterpreterSettings as InterpreterSettings
 from core.settings_interpreters import Profile as Profile
+from core.settings_monitor import EvidentlyMetric as EvidentlyMetric
 from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
 from core.settings_receivers import ReceiverSettings as ReceiverSettings
 from core.settings_receivers import ReceiverType as ReceiverType
@@ -90,6 +91,12 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
+    classifier_every: Duration | None = None
+    """How often a classifier tries to tell new rows from the baseline's; never when not set."""
+    text: tuple[str, ...] = ()
+    """Columns of free text: their length, non-letters and unknown words are watched as numbers."""
+    evidently: tuple[EvidentlyMetric, ...] = ()
+    """Evidently's metrics computed in every check, each with a line of its own."""
     max_age: Duration | None = None
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None
@@ -191,6 +198,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     """A sign of life that somebody else misses when it stops; off when empty."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    """How incidents are grouped, routed, repeated, escalated and muted."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)

@@ -21,26 +21,23 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from core.errors import InputError, NotFound, ShelflifeError, shown
-from core.spec import Feature, ModelSpec, Scalar
+from core.spec import ModelSpec, Scalar
 from core.times import parse_time
-from serving import binary
+from serving import binary, tensors
 from serving.backend import Outputs
 from serving.columns import (
     DATATYPE,
     KINDS,
     Column,
     Table,
-    column,
     column_of_array,
-    largest,
     plain,
 )
 from serving.request import InferenceRequest, Tensor, parse
 
-MAX_ROWS = 100_000  # of a request
 MAX_ID = 200  # characters; the log's key holds 256, and `:<row>` is appended
 
 
@@ -50,7 +47,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     id: str
     rows: int
     columns: Table  # for the model, in the spec's order
-    checked: dict[str, Column]  # the same, with what the log keeps of them
+    checked: dict[str, Column] | None  # with what the log keeps; None: the finite numbers as such
     outputs: tuple[str, ...]  # wanted, in the caller's order
     binary: frozenset[str] = frozenset()  # of those, the ones wanted as bytes
     time: datetime | None = None  # event time, where the caller knows better than our clock
@@ -64,17 +61,25 @@ class Asked(Struct, frozen=True, kw_only=True):
     @property
     def values(self) -> dict[str, list[Scalar]]:
         """The columns as plain values."""
+        if self.checked is None:
+            return {name: array.tolist() for name, array in self.columns.items()}
         return {name: plain(each) for name, each in self.checked.items()}
 
     def records(self, wanted: Sequence[bool] | None = None) -> list[dict[str, Scalar]]:
         """Row by row, as the log keeps them; only the `wanted` ones where that is given."""
-        values = self.values
-        names = list(values)
-        rows: Iterable[tuple[Scalar, ...]] = zip(*values.values(), strict=True)
+        names, matrix = list(self.columns), self.columns.matrix
+        rows: Iterable[Sequence[Scalar]]
+        if self.checked is None and matrix is not None:
+            rows = (matrix if wanted is None else matrix[np.array(wanted)]).tolist()
+            return [dict(zip(names, row, strict=True)) for row in rows]
+        rows = zip(*self.values.values(), strict=True)
         if wanted is not None:
             rows = compress(rows, wanted)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
+
+#: How many rows, the columns for the model, and what the log keeps of them (see `Asked`).
+_Read = tuple[int, Table, dict[str, Column] | None]
 
 encode = msgspec.json.Encoder().encode
 
@@ -86,8 +91,10 @@ class Codec:
         self.spec = spec
         self._features = {feature.name: feature for feature in spec.features}
         self._outputs = tuple(spec.outputs)
-        numbers = all(feature.kind in ("numeric", "integer") for feature in spec.features)
-        self._matrix = numbers and len(spec.features) > 1
+        kinds = {feature.kind for feature in spec.features}
+        self._matrix = kinds <= {"numeric", "integer"} and len(spec.features) > 1
+        self._numeric = [f.name for f in spec.features if f.kind == "numeric"]
+        self._names = spec.columns
 
     def decode(self, body: bytes, *, header: int | None = None) -> Asked:
         """A request's body as checked columns.
@@ -122,16 +129,27 @@ class Codec:
             within=_within(request.parameters),
         )
 
-    def _each(self, inputs: Sequence[Tensor]) -> tuple[int, Table, dict[str, Column]]:
+    def _each(self, inputs: Sequence[Tensor]) -> _Read:
         """One tensor per column."""
-        tensors = self._by_column(inputs)
-        rows = _rows(tensors[self.spec.features[0].name])
-        checked = {f.name: _column(f, tensors[f.name], rows) for f in self.spec.features}
+        given = self._by_column(inputs)
+        rows = tensors.rows_of(given[self._names[0]])
+        block = tensors.together([given[name] for name in self._numeric], rows)
+        if block is not None and len(block) == len(self._names):
+            return rows, Table.of_matrix(self._names, np.ascontiguousarray(block.T)), None
+        known = dict[str, Column]()
+        if block is not None:
+            known = {name: Column(each) for name, each in zip(self._numeric, block, strict=True)}
+        checked = {
+            feature.name: known[feature.name]
+            if feature.name in known
+            else tensors.column_of(feature, given[feature.name], rows)
+            for feature in self.spec.features
+        }
         return rows, Table({name: each.array for name, each in checked.items()}), checked
 
-    def _whole(self, inputs: Sequence[Tensor]) -> tuple[int, Table, dict[str, Column]] | None:
+    def _whole(self, inputs: Sequence[Tensor]) -> _Read | None:
         """All columns in one tensor; None where the request is not that."""
-        width = len(self.spec.features)
+        width = len(self._names)
         if not self._matrix or len(inputs) != 1:
             return None
         tensor = inputs[0]
@@ -139,25 +157,24 @@ class Codec:
             return None
         if "numeric" not in KINDS[tensor.datatype]:
             return None
-        rows = _count(tensor.name, tensor.shape)
-        matrix = _matrix(tensor, rows, width)
-        names = self.spec.columns
+        rows = tensors.count(tensor.name, tensor.shape)
+        matrix = tensors.matrix_of(tensor, rows, width)
+        if len(self._numeric) == width and np.isfinite(matrix).all():
+            return rows, Table.of_matrix(self._names, matrix), None
         checked = {
             feature.name: column_of_array(feature, array)
             for feature, array in zip(self.spec.features, matrix.T, strict=True)
         }
-        if all(feature.kind == "numeric" for feature in self.spec.features):
-            return rows, Table.of_matrix(names, matrix), checked
         table = Table({name: each.array for name, each in checked.items()})
         table.matrix = matrix
         return rows, table, checked
 
-    def _by_column(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        found = {tensor.name: tensor for tensor in tensors}
-        if found.keys() == self._features.keys() and len(found) == len(tensors):
+    def _by_column(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = {tensor.name: tensor for tensor in inputs}
+        if found.keys() == self._features.keys() and len(found) == len(inputs):
             return found
         seen = set()
-        for tensor in tensors:
+        for tensor in inputs:
             if tensor.name not in self._features:
                 near = difflib.get_close_matches(tensor.name, self._features, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -167,7 +184,7 @@ class Codec:
                 raise InputError(tensor.name, "the column twice", "each column once")
             seen.add(tensor.name)
         missing = next(f for f in self.spec.features if f.name not in found)
-        expected = f"an input tensor of this name ({_describe(missing)}); it is missing"
+        expected = f"an input tensor of this name ({tensors.described(missing)}); it is missing"
         raise InputError(missing.name, None, expected)
 
     def _wanted(self, request: InferenceRequest) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -250,95 +267,6 @@ def refusal(error: ShelflifeError) -> bytes:
     return encode(body)
 
 
-def _rows(tensor: Tensor) -> int:
-    shape = tensor.shape
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
-        raise InputError(f"{tensor.name}.shape", shape, "[n] or [n, 1] for n rows")
-    return _count(tensor.name, shape)
-
-
-def _count(name: str, shape: list[int]) -> int:
-    if shape[0] < 0:
-        raise InputError(f"{name}.shape", shape, "[n] or [n, 1] for n rows")
-    if not shape[0]:
-        raise InputError(f"{name}.shape", shape, "at least one row")
-    if shape[0] > MAX_ROWS:
-        raise InputError(f"{name}.shape", shape, f"at most {MAX_ROWS} rows")
-    return shape[0]
-
-
-def _column(feature: Feature, tensor: Tensor, rows: int) -> Column:
-    name = tensor.name
-    if tensor.datatype not in KINDS or feature.kind not in KINDS[tensor.datatype]:
-        raise InputError(f"{name}.datatype", tensor.datatype, _describe(feature))
-    if _rows(tensor) != rows:
-        raise InputError(f"{name}.shape", tensor.shape, f"{rows} rows, as in the first column")
-    if tensor.data is UNSET:
-        raise InputError(f"{name}.data", None, "a list of values, or bytes after the JSON")
-    if isinstance(tensor.data, np.ndarray):
-        _length(name, len(tensor.data), rows, tensor.shape)
-        return column_of_array(feature, tensor.data)
-    data = _flat(name, tensor.data)
-    _length(name, len(data), rows, tensor.shape)
-    return column(feature, tensor.datatype, data)
-
-
-def _length(name: str, found: int, expected: int, shape: list[int]) -> None:
-    if found != expected:
-        text = f"{expected} values, as the shape {shape} says"
-        raise InputError(f"{name}.data", f"{found} values", text)
-
-
-def _matrix(tensor: Tensor, rows: int, width: int) -> np.ndarray:
-    """All columns in one float64 array; a null is NaN here, and judged column by column."""
-    name = tensor.name
-    data: Any = tensor.data
-    if data is UNSET:
-        raise InputError(f"{name}.data", None, "a list of values, or bytes after the JSON")
-    if not isinstance(data, np.ndarray):
-        if data and type(data[0]) is list:
-            data = _joined(name, data, width)
-        if not set(map(type, data)) <= {int, float, type(None)}:
-            bad = next(value for value in data if type(value) not in (int, float, type(None)))
-            raise InputError(f"{name}.data", bad, "numbers, or rows of numbers")
-        _length(name, len(data), rows * width, tensor.shape)
-        try:
-            data = np.array(data, dtype=np.float64)
-        except OverflowError:
-            raise InputError(f"{name}.data", max(data, key=abs), "numbers within 64 bits") from None
-        low, high = largest(tensor.datatype)
-        bad_ones = (data < low) | (data > high)
-        if tensor.datatype not in ("FP16", "FP32", "FP64"):
-            bad_ones |= data != np.trunc(data)
-            bad_ones &= ~np.isnan(data)
-        if bad_ones.any():
-            bad = data[bad_ones][0].item()
-            raise InputError(f"{name}.data", bad, f"a number that {tensor.datatype} holds")
-    _length(name, len(data), rows * width, tensor.shape)
-    matrix: np.ndarray = data.astype(np.float64, copy=False).reshape(rows, width)
-    return matrix
-
-
-def _joined(name: str, data: list[Any], width: int) -> list[Any]:
-    for row in data:
-        if type(row) is not list or len(row) != width:
-            raise InputError(f"{name}.data", row, f"rows of {width} values each")
-    return [value for row in data for value in row]
-
-
-def _flat(name: str, data: list[Any]) -> list[Any]:
-    if list not in set(map(type, data)):
-        return data
-    flat = []
-    for item in data:
-        if type(item) is not list or len(item) != 1:
-            raise InputError(f"{name}.data", item, "values, or rows of one value each")
-        if type(item[0]) is list:
-            raise InputError(f"{name}.data", item, "lists at most 2 deep")
-        flat.append(item[0])
-    return flat
-
-
 def _fresh_id() -> str:
     """A UUID of version 7 (RFC 9562), as hex: its time comes first, so that the log's index grows
     at its end. With random ids an append touches a page per row (3 times the cost at 50 rows)."""
@@ -386,11 +314,6 @@ def _truth(parameters: dict[str, Any], field: str, *, default: bool = False) -> 
     if type(given) is not bool:
         raise InputError(field, given, "true or false")
     return given
-
-
-def _describe(feature: Feature) -> str:
-    accepted = ", ".join(name for name, kinds in KINDS.items() if feature.kind in kinds)
-    return f"{feature.kind} values as {accepted}" if accepted else feature.kind
 
 
 def _plain(value: object) -> object:

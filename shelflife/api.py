@@ -16,7 +16,6 @@ from core.ledger import Ledger
 from core.settings import Settings
 from monitor.log.records import SampleLog
 from shelflife.service import wall_clock
-from shelflife.web import openapi
 from shelflife.web.control import Control
 from shelflife.web.edge import JSON, Bodies, edge
 from shelflife.web.hints import Hints
@@ -88,4 +87,6 @@ class Api:
 
     async def document(self, request: Request) -> Response:
         """The OpenAPI document of the whole server."""
+        from shelflife.web import openapi  # schemas of everything: nobody needs them to start
+
         return Response(openapi.encoded(), media_type=JSON)

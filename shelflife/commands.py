@@ -1,4 +1,8 @@
-"""What people asked for through the API: one ledger row each, carried out by the scheduler."""
+"""What people asked for through the API: one ledger row each, carried out by the scheduler.
+
+Serving workers import this file to write requests down, so what carries them out is imported where
+it is used: it would cost a worker a third of its start.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,6 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import InputError, ShelflifeError
 from core.ledger import Ledger
-from retrain import run as runs
-from shelflife import actions
 from shelflife.service import Service
 
 #: The arguments each action takes.
@@ -27,6 +29,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "abandon": ("run",),
     "acknowledge": ("incident",),
     "report": ("subject",),
+    "accept": (),
 }
 
 
@@ -94,16 +97,22 @@ def _mark(service: Service, identity: int, **values: Any) -> None:
 
 
 def _check(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     result = actions.check_now(service, row.model, at=now)
     return f"{result.check.state}: {result.check.reason}"
 
 
 def _retrain(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     run = actions.retrain_now(service, row.model, by=row.by, reason=row.reason, at=now)
     return f"run {run} started"
 
 
 def _promote(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     chosen = actions.promote_now(
         service, row.model, str(arguments["version"]), by=row.by, reason=row.reason, at=now
     )
@@ -111,28 +120,38 @@ def _promote(service: Service, row: Any, arguments: dict[str, Any], now: datetim
 
 
 def _rollback(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     chosen = actions.rollback_now(service, row.model, by=row.by, reason=row.reason, at=now)
     return f"version {chosen.version} is the champion again"
 
 
 def _approve(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     run = _run_of(service, row.model, arguments)
     done = actions.approve_now(service, run, by=row.by, reason=row.reason, at=now)
     return f"run {done.id} goes on with version {done.candidate}"
 
 
 def _reject(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     run = _run_of(service, row.model, arguments)
     return actions.reject_now(service, run, by=row.by, reason=row.reason, at=now).outcome
 
 
 def _abandon(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     run = _run_of(service, row.model, arguments)
     return actions.abandon_now(service, run, by=row.by, reason=row.reason, at=now).outcome
 
 
 def _run_of(service: Service, model: str, arguments: dict[str, Any]) -> str:
     """The run that is named; it must be one of the model the request was for."""
+    from retrain import run as runs
+
     run = runs.load(service.ledger, str(arguments["run"]))
     if run.model != model:
         raise InputError("run", run.id, f"a run of {model}; this is one of {run.model}")
@@ -140,6 +159,8 @@ def _run_of(service: Service, model: str, arguments: dict[str, Any]) -> str:
 
 
 def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import actions
+
     number = int(arguments["incident"])
     actions.acknowledge_now(service, number, by=row.by, at=now, reason=row.reason)
     return f"incident {arguments['incident']} acknowledged"
@@ -149,6 +170,13 @@ def _report(service: Service, row: Any, arguments: dict[str, Any], now: datetime
     from shelflife import reports  # pandas: not beside requests
 
     return reports.want(service, row.model, str(arguments["subject"]), by=row.by, now=now)
+
+
+def _accept(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife.accepting import accept_now
+
+    done = accept_now(service, row.model, by=row.by, reason=row.reason, at=now)
+    return f"{done.rows:,} rows are the baseline of version {done.version}"
 
 
 _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
@@ -161,4 +189,5 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "abandon": _abandon,
     "acknowledge": _acknowledge,
     "report": _report,
+    "accept": _accept,
 }

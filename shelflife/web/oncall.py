@@ -115,7 +115,9 @@ class OnCall:
     def _act(self, number: int, action: str, body: IncidentActionIn) -> dict[str, Any]:
         now, ledger = self._clock(), self._ledger
         if action == "acknowledge":
-            oncall.acknowledge(ledger, number, by=body.by, at=now, reason=body.reason)
+            oncall.acknowledge(
+                ledger, number, by=body.by, at=now, reason=body.reason, settings=self._settings
+            )
         elif action == "resolve":
             oncall.resolve(ledger, self._settings, number, by=body.by, reason=body.reason, at=now)
         elif action == "silence":
