@@ -106,7 +106,7 @@ def _distribution(view: ColumnView) -> None:
     st.caption(f"{marks[0]} baseline · {marks[1]} window")
     if numeric:
         st.caption(
-            "Each step is a cell of the baseline: a like share of its values, or one frequent value."
+            "Each step is a cell of the baseline: a like share of its values, or one frequent one."
         )
     with parts.rows():
         for tail in view.tails:
