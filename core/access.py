@@ -44,7 +44,7 @@ NEEDED: dict[str, Scope] = {
     "rollback": "operate",  # on-call needs it at night
     "acknowledge": "operate",
     "silence": "operate",
-    "unsilence": "operate",
+    "accept": "operate",
     "promote": "admin",  # without the gate
 }
 _PREFIX = "slt"

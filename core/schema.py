@@ -35,6 +35,7 @@ from core.schema_log import segment_events as segment_events
 from core.schema_log import segment_parts as segment_parts
 from core.schema_log import segments as segments
 from core.schema_pages import baseline_profiles as baseline_profiles
+from core.schema_pages import commands as commands
 from core.schema_pages import reports as reports
 from core.schema_pages import tokens as tokens
 from core.schema_pages import traffic as traffic
@@ -224,21 +225,4 @@ jobs = Table(
     time("succeeded", nullable=True),  # wall clock
     time("failed", nullable=True),
     text("error"),  # the type of the last failure
-)
-
-# --- shelflife.api: what people asked for; the scheduler carries it out -------------------------
-commands = Table(
-    "commands",
-    metadata,
-    key(),
-    Column("model", String(128), nullable=False),
-    Column("action", String(32), nullable=False),  # see shelflife.commands.ACTIONS
-    text("arguments"),  # JSON object
-    Column("by", String(128), nullable=False),
-    text("reason"),
-    time("requested"),
-    Column("state", String(16), nullable=False),  # asked, running, done or failed
-    text("result"),
-    time("finished", nullable=True),
-    sqlite_autoincrement=True,
 )

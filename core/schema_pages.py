@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Index, Integer, String, Table, Text
 
-from core.tables import UtcTime, metadata, text, time
+from core.tables import UtcTime, key, metadata, text, time
 
 # --- monitor.profiles: how each version's columns looked when it was made ------------------------
 baseline_profiles = Table(  # a copy for pages, which do not ask MLflow
@@ -57,4 +57,21 @@ reports = Table(  # those of incidents are in `incidents`
     time("asked"),
     Column("by", String(128), nullable=False),
     text("error"),
+)
+
+# --- shelflife.api: what people asked for; the scheduler carries it out -------------------------
+commands = Table(
+    "commands",
+    metadata,
+    key(),
+    Column("model", String(128), nullable=False),
+    Column("action", String(32), nullable=False),  # see shelflife.commands.ACTIONS
+    text("arguments"),  # JSON object
+    Column("by", String(128), nullable=False),
+    text("reason"),
+    time("requested"),
+    Column("state", String(16), nullable=False),  # asked, running, done or failed
+    text("result"),
+    time("finished", nullable=True),
+    sqlite_autoincrement=True,
 )

@@ -121,7 +121,8 @@ def cells(
 def _numbers(
     profile: ColumnProfile, shares: list[tuple[float, float]]
 ) -> tuple[tuple[Bin, ...], tuple[Bin, ...]]:
-    edges = profile.edges
+    # The lowest edge is exclusive: just below the lowest value, which is often zero.
+    edges = [0.0 if abs(edge) < 1e-300 else edge for edge in profile.edges]
     found = [
         Bin(label="", low=edges[i], high=edges[i + 1], baseline=b, window=w)
         for i, (b, w) in enumerate(shares[1:-1])

@@ -9,7 +9,7 @@ import streamlit as st
 from core.errors import InputError, NotFound
 from core.times import iso, parse_time
 from dashboard import parts, pictures, routes, words
-from dashboard.column_query import Bin, ColumnView, chance, strongest
+from dashboard.column_query import ColumnView, chance, strongest
 from dashboard.source import Desk
 from monitor.measure.drift import DECIDING
 from monitor.results import Statistic
@@ -104,27 +104,16 @@ def _distribution(view: ColumnView) -> None:
     )
     marks = (":gray[╌]", ":primary[━]") if numeric else (":gray[█]", ":primary[█]")
     st.caption(f"{marks[0]} baseline · {marks[1]} window")
-    tails = [*view.tails, *_named(pictures.cut(view.bins) if numeric else [])]
+    if numeric:
+        st.caption(
+            "Each step is a cell of the baseline: a like share of its values, or one frequent one."
+        )
     with parts.rows():
-        for tail in tails:
+        for tail in view.tails:
             st.markdown(
                 f"{words.plain(tail.label)}: {words.share(tail.baseline)} → "
                 f"**{words.share(tail.window)}** of the values"
             )
-
-
-def _named(bins: list[Bin]) -> list[Bin]:
-    """The cells that the picture leaves out, in words."""
-    return [
-        Bin(
-            label=f"{words.number(each.low)} to {words.number(each.high)}, not drawn",
-            low=each.low,
-            high=each.high,
-            baseline=each.baseline,
-            window=each.window,
-        )
-        for each in bins
-    ]
 
 
 def _missing(view: ColumnView) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _HEIGHT = 260
-_WIDE = 0.98  # share of the baseline's values that the axis of a number shows
 
 
 def distribution(bins: Sequence[Bin], colours: Palette, *, numeric: bool) -> Any:
@@ -30,70 +29,47 @@ def distribution(bins: Sequence[Bin], colours: Palette, *, numeric: bool) -> Any
 
 
 def _steps(bins: Sequence[Bin], colours: Palette) -> Any:
+    """Each cell as wide as any other: half of all real columns are so skewed, or have so many equal
+    values, that an axis in their own unit shows one spike and a line at zero."""
+    import json
+
     import pandas as pd
 
     rows = []
-    for each in _readable(bins):
-        low, high = each.low or 0.0, each.high or 0.0
-        width = (high - low) or 1.0
-        said = f"{words.number(low)} to {words.number(high)}"
+    for place, each in enumerate([*bins, bins[-1]]):  # a step's last edge is a point of its own
+        said = f"{words.number(each.low)} to {words.number(each.high)}"
         for series, share in (("baseline", each.baseline), ("window", each.window)):
             rows.append(
                 {
-                    "low": low, "high": high, "series": series, "density": share / width,
-                    "said": said, "share": words.share(share),
+                    "low": place, "high": min(place + 1, len(bins)), "series": series,
+                    "share": share, "said": said, "shown": words.share(share),
                 }
             )  # fmt: skip
     frame = pd.DataFrame(rows)
-    # A step needs its last edge as a point of its own.
-    ends = frame[frame["low"] == frame["low"].max()].assign(low=lambda f: f["high"])
-    outline = pd.concat([frame, ends])
-    x = alt.X(
-        "low:Q", title=None, scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(grid=False)
-    )
-    y = alt.Y("density:Q", title="share per unit", axis=alt.Axis(format=".2~g", tickCount=4))
+    edges = [words.number(each.low) for each in bins] + [words.number(bins[-1].high)]
+    every = max(1, len(bins) // 8)
+    axis = alt.Axis(
+        grid=False, values=list(range(0, len(edges), every)), labelOverlap="greedy",
+        labelExpr=f"{json.dumps(edges)}[datum.value]",
+    )  # fmt: skip
+    x = alt.X("low:Q", title=None, axis=axis, scale=alt.Scale(nice=False, domain=[0, len(bins)]))
+    y = alt.Y("share:Q", title="share of values", axis=alt.Axis(format=".0%", tickCount=4))
     area = (
-        alt.Chart(outline[outline["series"] == "window"])
+        alt.Chart(frame[frame["series"] == "window"])
         .mark_area(interpolate="step-after", opacity=0.18, color=colours.champion)
         .encode(x=x, y=y)
     )
     line = (
-        alt.Chart(outline)
+        alt.Chart(frame)
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(x=x, y=y, **_series(colours))
     )
     hover = (
         alt.Chart(frame)
         .mark_rect(opacity=0)
-        .encode(x=x, x2="high:Q", tooltip=["said:N", "series:N", "share:N"])
+        .encode(x=x, x2="high:Q", tooltip=["said:N", "series:N", "shown:N"])
     )
     return _framed(alt.layer(area, line, hover))
-
-
-def _readable(bins: Sequence[Bin]) -> list[Bin]:
-    """Without the far cells at either end that hold a hundredth of the values and half the axis."""
-    kept = list(bins)
-    spare = 1 - _WIDE
-    while len(kept) > 8:
-        total = (kept[-1].high or 0.0) - (kept[0].low or 0.0)
-        first, last = kept[0], kept[-1]
-        if _stretches(last, total) and max(last.baseline, last.window) < spare * 3:
-            kept.pop()
-        elif _stretches(first, total) and max(first.baseline, first.window) < spare * 3:
-            kept.pop(0)
-        else:
-            break
-    return kept
-
-
-def _stretches(each: Bin, total: float) -> bool:
-    return (each.high or 0.0) - (each.low or 0.0) > total / 3
-
-
-def cut(bins: Sequence[Bin]) -> list[Bin]:
-    """The cells that the picture leaves out, so that a text can name them."""
-    shown = {(each.low, each.high) for each in _readable(bins)}
-    return [each for each in bins if (each.low, each.high) not in shown]
 
 
 def _series(colours: Palette) -> dict[str, Any]:

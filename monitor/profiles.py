@@ -12,12 +12,15 @@ from monitor.measure.profile import ColumnProfile
 
 
 def keep(tx: sa.Connection, model: str, version: str, columns: Sequence[ColumnProfile]) -> None:
-    """Write a version's profiles down, once."""
+    """Write a version's profiles down, again where other rows were accepted as its baseline."""
     table = schema.baseline_profiles
-    known = sa.select(table.c.version).where(table.c.model == model, table.c.version == version)
-    if tx.scalar(known) is not None:
-        return
+    mine = sa.and_(table.c.model == model, table.c.version == version)
     text = msgspec.json.encode(list(columns)).decode()
+    known = tx.scalar(sa.select(table.c.columns).where(mine))
+    if known is not None:
+        if known != text:
+            tx.execute(table.update().where(mine).values(columns=text))
+        return
     values = {"model": model, "version": version, "columns": text}
     try:
         with tx.begin_nested():
