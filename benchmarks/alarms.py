@@ -224,7 +224,7 @@ def over_time(wandering: bool | None, days: int, repeats: int, n: int = 50) -> t
         mix = np.zeros((QUARTER_HOURS, reference.kinds))
         mix[np.arange(QUARTER_HOURS), reference.stratum(moments[::n])] = n
         watch = Watch(reference, n, 168, QUARTER_HOURS, PROMISED)
-        found.append(episodes(watch.looks(counted, mix, every=3), gap=24) / PROMISED)
+        found.append(episodes(watch.looks(counted, mix), gap=24) / PROMISED)
     error = float(np.std(found, ddof=1) / np.sqrt(repeats)) if repeats > 1 else float("nan")
     return float(np.mean(found)), error
 
@@ -362,7 +362,7 @@ def main() -> None:
         ("... and AR(1) .9", True),
     ):
         for days in (30,) if quick else (30, 90):
-            rate_, error = over_time(wandering, days, 3 if quick else 12)
+            rate_, error = over_time(wandering, days, 6 if quick else 12)
             print(f"{label:18} baseline {days} days   {rate_:.2f} ± {error:.2f}", flush=True)
     streams = (
         sorted(given.streams.glob("*.parquet"))

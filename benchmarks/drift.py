@@ -6,7 +6,8 @@
 Data: 30 numeric columns (normal, lognormal, gamma, integers, two humps; two with gaps) and 10
 categorical ones (2 to 200 levels), a reference of 50,000 rows, windows in which 8 columns drift.
 Each measurement is a process of its own; engines take turns, so that a busy machine slows all of
-them. Seconds are the least of the repeats; MB is the peak resident memory over that after imports
+them. Seconds are the least of the repeats, the processor's (all threads) beside them because a busy
+machine stretches the others; MB is the peak resident memory over that after imports
 and, for those that take a frame, after loading it.
 
 shelflife         Parquet to verdicts, the baseline prepared before (it is stored with the version)
@@ -81,12 +82,12 @@ def generate(rows: int, seed: int, *, drift: bool) -> Any:
 def ours(folder: Path, size: str, *, whole: bool) -> tuple[float, Any]:
     from shelflife.comparison import Prepared
 
-    began = time.perf_counter()
+    began = _start()
     prepared = Prepared.of(folder / "reference.parquet")
     if not whole:
-        began = time.perf_counter()
+        began = _start()
     found = prepared.compare(folder / f"{size}.parquet")
-    return time.perf_counter() - began, sorted(found.drifted)
+    return _lap(began), sorted(found.drifted)
 
 
 def counts(folder: Path, size: str) -> tuple[float, Any]:
@@ -126,10 +127,10 @@ def evidently(folder: Path, size: str) -> tuple[float, Any]:
     old, new = (pd.read_parquet(folder / f"{n}.parquet") for n in ("reference", size))
     definition = DataDefinition(numerical_columns=NUMBERS, categorical_columns=NAMES)
     _baseline_memory()
-    began = time.perf_counter()
+    began = _start()
     before, now = (Dataset.from_pandas(f, data_definition=definition) for f in (old, new))
     found = Report([DataDriftPreset()]).run(now, before).dict()
-    return time.perf_counter() - began, len(found["metrics"])
+    return _lap(began), len(found["metrics"])
 
 
 def _distances(reference: np.ndarray, window: np.ndarray) -> tuple[float, float]:
@@ -206,10 +207,10 @@ def _threaded(number: Callable[[str], tuple[float, ...]], old: Any, new: Any) ->
             np.append(levels.to_numpy(), 0), np.bincount(place, minlength=len(levels) + 1)
         )
 
-    began = time.perf_counter()
+    began = _start()
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(number, NUMBERS)) + list(pool.map(category, NAMES))
-    return time.perf_counter() - began, round(found[0][2], 4)
+    return _lap(began), round(found[0][2], 4)
 
 
 def polars_cells(folder: Path, size: str) -> tuple[float, Any]:
@@ -221,7 +222,7 @@ def polars_cells(folder: Path, size: str) -> tuple[float, Any]:
         low, high = np.quantile(old[name].drop_nans().to_numpy(), [0.0005, 0.9995])
         grid[name] = (float(low), float((CELLS - 2) / (high - low)))
     _baseline_memory()
-    began = time.perf_counter()
+    began = _start()
     frame = pl.scan_parquet(folder / f"{size}.parquet")
     queries = [
         frame.select(
@@ -230,7 +231,7 @@ def polars_cells(folder: Path, size: str) -> tuple[float, Any]:
         for name, (low, scale) in grid.items()
     ] + [frame.select(name).group_by(name).len() for name in NAMES]  # fmt: skip
     found = pl.collect_all(queries)
-    return time.perf_counter() - began, len(found)
+    return _lap(began), len(found)
 
 
 ENGINES: dict[str, Callable[[Path, str], tuple[float, Any]]] = {
@@ -243,6 +244,18 @@ ENGINES: dict[str, Callable[[Path, str], tuple[float, Any]]] = {
     "evidently": evidently,
 }
 _before = 0.0
+_cpu = float("nan")
+
+
+def _start() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _lap(began: tuple[float, float]) -> float:
+    """Seconds since; the processor's are kept for `one`."""
+    global _cpu
+    _cpu = time.process_time() - began[1]
+    return time.perf_counter() - began[0]
 
 
 def _baseline_memory() -> None:
@@ -257,7 +270,11 @@ def _peak() -> float:
 def one(engine: str, folder: Path, size: str) -> None:
     """One measurement, in this process; JSON on stdout."""
     seconds, found = ENGINES[engine](folder, size)
-    print(json.dumps({"s": seconds, "mb": _peak() - _before, "peak": _peak(), "found": found}))
+    print(
+        json.dumps(
+            {"s": seconds, "cpu": _cpu, "mb": _peak() - _before, "peak": _peak(), "found": found}
+        )
+    )
 
 
 def fleet(folder: Path, models: int) -> dict[str, float]:
@@ -312,18 +329,27 @@ def _table(folder: Path, size: str, engines: list[str], repeat: int) -> None:
             command = [sys.executable, __file__, "--one", engine, str(folder), size]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                best[engine] = {"s": float("nan"), "mb": 0, "found": done.stderr[-200:]}
+                best[engine] = {
+                    "s": float("nan"),
+                    "cpu": float("nan"),
+                    "mb": 0,
+                    "found": done.stderr[-200:],
+                }
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
             if engine not in best or found["s"] < best[engine]["s"]:
                 best[engine] = found
     base = best.get("evidently", {}).get("s", float("nan"))
     print(f"\n{size}: {SIZES[size]:,} rows x 40 columns, reference 50,000 rows")
-    print(f"{'engine':14} {'seconds':>9} {'Evidently / it':>15} {'MB':>7}  found")
+    print(
+        f"{'engine':14} {'seconds':>9} {'processor s':>11} {'Evidently / it':>15} {'MB':>7}  found"
+    )
     for engine, row in best.items():
         times = f"{base / row['s']:,.0f} x" if base == base else "-"
         print(
-            f"{engine:14} {row['s']:9.4f} {times:>15} {row['mb']:7.0f}  {row['found']}", flush=True
+            f"{engine:14} {row['s']:9.4f} {row['cpu']:11.4f} {times:>15} {row['mb']:7.0f}"
+            f"  {row['found']}",
+            flush=True,
         )
 
 

@@ -7,7 +7,7 @@ baseline's mean + 10 %. *False alarms*: the share of lives with any alarm, while
 exactly at the line (`at the line`, the hardest case there is) or at the baseline (`at the
 baseline`). *Delay*: rows from the moment the loss rises (after 100 quiet batches at the baseline's
 mean) until the alarm, median of the lives that raised none before; and the share that is found
-within the 300 batches that follow.
+within the 300 batches that follow. *Slowly*: it rises over 200 batches.
 
     e-process    `monitor.measure.sequential.follow`, alarm at 1 / .05: at most 5 % of lives
     e-detector   `evidence`, alarm at 400: promises 400 looks on average between false alarms
@@ -32,10 +32,12 @@ from river.drift.binary import DDM
 
 from monitor.measure import sequential
 from monitor.measure.performance import mean_interval
+from monitor.proving import ALPHA, SURE
 
 BATCH, LOOKS, QUIET = 50, 400, 100
-TOLERANCE, ALPHA, PATIENCE = 0.1, 0.05, 400.0
+TOLERANCE, PATIENCE = 0.1, 400.0
 RISES = (1.25, 1.5, 2.0)  # of the baseline's mean
+SLOW = -1.5  # to this, step by step over 200 batches
 Draw = Callable[[np.random.Generator, int, float], np.ndarray]
 Watch = Callable[[np.ndarray, np.ndarray], int | None]
 
@@ -69,7 +71,7 @@ def resampled(pool: np.ndarray) -> Draw:
 
 
 def e_process(reference: np.ndarray, losses: np.ndarray) -> int | None:
-    line = sequential.line(reference, tolerance=TOLERANCE)
+    line = sequential.line(reference, tolerance=TOLERANCE, sure=SURE)
     now = sequential.Following()
     for look, batch in enumerate(batches(losses)):
         now = sequential.follow(now, line, batch)
@@ -147,14 +149,14 @@ def false_alarms(draw: Draw, lives: int, seed: int, found: dict[str, list[str]])
 
 
 def delays(draw: Draw, lives: int, seed: int, found: dict[str, list[str]]) -> None:
-    for times in RISES:
+    for times in (*RISES, SLOW):
         waits: dict[str, list[float]] = {name: [] for name in METHODS}
         early = dict.fromkeys(METHODS, 0)
         for life in range(lives):
-            rng = np.random.default_rng([seed, life, int(100 * times)])
+            rng = np.random.default_rng([seed, life, int(100 * abs(times)), times < 0])
             reference = draw(rng, 3000, 1.0)
             quiet = draw(rng, QUIET * BATCH, 1.0)
-            losses = np.concatenate([quiet, draw(rng, (LOOKS - QUIET) * BATCH, times)])
+            losses = np.concatenate([quiet, risen(draw, rng, times)])
             for name, watch in METHODS.items():
                 at = watch(reference, losses)
                 early[name] += at is not None and at < QUIET
@@ -167,6 +169,15 @@ def delays(draw: Draw, lives: int, seed: int, found: dict[str, list[str]]) -> No
             within, median = np.isfinite(rows).mean(), float(np.median(rows))
             shown = f"{median:,.0f}" if np.isfinite(median) else "never"
             found[name].append(f"{shown} ({100 * within:.0f} %)")
+
+
+def risen(draw: Draw, rng: np.random.Generator, times: float) -> np.ndarray:
+    """The rows after the quiet ones: at once, or rising (a negative number) over 200 batches."""
+    if times > 0:
+        return draw(rng, (LOOKS - QUIET) * BATCH, times)
+    levels = np.minimum(1 + (abs(times) - 1) * np.arange(LOOKS - QUIET) / 200, abs(times))
+    steps = np.repeat(levels[::10], 10)[: LOOKS - QUIET]
+    return np.concatenate([draw(rng, BATCH, float(level)) for level in steps])
 
 
 def pools(folder: Path) -> dict[str, np.ndarray]:
@@ -193,7 +204,12 @@ def main() -> None:
     if given.streams:
         worlds |= {name: resampled(pool) for name, pool in pools(given.streams).items()}
     for world, draw in worlds.items():
-        head = ["at the line", "at the baseline", *(f"× {times}" for times in RISES)]
+        head = [
+            "at the line",
+            "at the baseline",
+            *(f"× {times}" for times in RISES),
+            "slowly × 1.5",
+        ]
         print(f"\n{world}\n| method | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
         for name, columns in study(draw, given.lives, given.seed).items():
             print(f"| {name} | {' | '.join(columns)} |", flush=True)

@@ -142,7 +142,9 @@ def excess(
         change = bench.change(k - JUDGED, start) if "since_change" in names else None
         before = bench.windows(k - JUDGED, names, change)
         single = [window for window in before if not window.parts]
-        unimportant = indifference(len(single), cost_of_fit=COST, lasts=EVERY)
+        new = stream_rows(bench, k - JUDGED)
+        moved = change is not None and change > new - bench.stream.init
+        unimportant = None if moved else indifference(len(single), cost_of_fit=COST, lasts=EVERY)
         known = settled(before, past, indifferent=unimportant)
         known = None if always or len(single) < 2 else known
         if known is None:
@@ -166,6 +168,11 @@ def excess(
         both = bench.windows(k, ("recent", "all"), None)
         best.append(min(bench.losses(k, bench.fitted(k, w))[SCORED].mean() for w in both))
     return 100 * (float(np.mean(chosen)) / float(np.mean(best)) - 1), float(np.mean(fits))
+
+
+def stream_rows(bench: Bench, k: int) -> int:
+    """Rows before batch k."""
+    return bench.stream.init + k * bench.stream.batch
 
 
 def prototype(bench: Bench, start: int) -> tuple[float, float]:

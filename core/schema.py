@@ -12,6 +12,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     String,
     Table,
     Text,
@@ -28,6 +29,10 @@ from core.schema_log import sealed_keys as sealed_keys
 from core.schema_log import segment_events as segment_events
 from core.schema_log import segment_parts as segment_parts
 from core.schema_log import segments as segments
+from core.schema_pages import baseline_profiles as baseline_profiles
+from core.schema_pages import reports as reports
+from core.schema_pages import tokens as tokens
+from core.schema_pages import traffic as traffic
 from core.tables import Id, key, text, time
 from core.tables import UtcTime as UtcTime
 from core.tables import metadata as metadata
@@ -73,6 +78,30 @@ checks = Table(
     text("result"),  # the whole monitor.results.CheckResult as JSON
     time("created"),
     UniqueConstraint("model", "at"),
+    # What lists and charts read, without the pages that hold `result`.
+    Index(
+        "checks_series", "model", "at", "state", "version", "metric", "value", "low", "high",
+        "expected", "tolerated", "rows", "labelled",
+    ),
+    Index("checks_by_state", "model", "state", "at"),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+
+# --- shelflife.accepting: rows that a person accepted as what a version is held against ---------
+accepted_baselines = Table(  # only added to; in force from `at` on
+    "accepted_baselines",
+    metadata,
+    key(),
+    Column("model", String(128), nullable=False),
+    Column("version", String(64), nullable=False),
+    time("at"),
+    time("since"),  # event time of the first row
+    Column("rows", Integer, nullable=False),
+    Column("by", String(128), nullable=False),
+    text("reason"),
+    text("baseline"),  # monitor.baseline.Baseline as JSON
+    Column("reference", LargeBinary, nullable=False),  # its sample, Parquet
+    Index("accepted_by_model", "model", "version", "at"),
     sqlite_autoincrement=True,
 )
 
@@ -172,6 +201,7 @@ incidents = Table(
     Column("relapses", Integer, nullable=False, server_default="0"),  # of late, before this one
     Column("story", Id, nullable=True),  # the incident this one is a chapter of; NULL: its own
     Column("acknowledged_by", String(128), nullable=False, server_default=""),
+    time("told", nullable=True),  # when anybody was told of it last
     time("escalated", nullable=True),
     text("muted"),  # why nobody is told at present: a silence, a maintenance, another incident
     Column("withheld", String(16), nullable=False, server_default=""),  # what is told afterwards

@@ -19,6 +19,8 @@ from msgspec import Meta, Struct, field
 
 from core import times
 from core.errors import SettingsError
+from core.settings_access import AccessSettings as AccessSettings
+from core.settings_access import DashboardSettings as DashboardSettings
 from core.settings_alerts import AlertSettings as AlertSettings
 from core.settings_alerts import MaintenanceSettings as MaintenanceSettings
 from core.settings_alerts import MuteSettings as MuteSettings
@@ -28,6 +30,7 @@ from core.settings_data import QualitySettings as QualitySettings
 from core.settings_interpreters import BackendChoice as BackendChoice
 from core.settings_interpreters import InterpreterSettings as InterpreterSettings
 from core.settings_interpreters import Profile as Profile
+from core.settings_monitor import EvidentlyMetric as EvidentlyMetric
 from core.settings_receivers import HeartbeatSettings as HeartbeatSettings
 from core.settings_receivers import ReceiverSettings as ReceiverSettings
 from core.settings_receivers import ReceiverType as ReceiverType
@@ -88,6 +91,12 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     the gate's, else up to three columns with few levels."""
     false_alarms_per_quarter: Positive = 1.0
     """Drift alarms a quarter you tolerate when nothing drifts; it fixes every threshold."""
+    classifier_every: Duration | None = None
+    """How often a classifier tries to tell new rows from the baseline's; never when not set."""
+    text: tuple[str, ...] = ()
+    """Columns of free text: their length, non-letters and unknown words are watched as numbers."""
+    evidently: tuple[EvidentlyMetric, ...] = ()
+    """Evidently's metrics computed in every check, each with a line of its own."""
     max_age: Duration | None = None
     """Older models are `stale` even if nothing else is wrong."""
     label_delay: Duration | None = None
@@ -164,13 +173,6 @@ class IngestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a caller may take to send a body."""
 
 
-class DashboardSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    """Address the dashboard listens at; this machine alone by default."""
-    port: Port = 8501
-    """Where it listens; 0 takes any free port."""
-
-
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -190,11 +192,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serving: ServingSettings = field(default_factory=ServingSettings)
     ingest: IngestSettings = field(default_factory=IngestSettings)
     dashboard: DashboardSettings = field(default_factory=DashboardSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     receivers: tuple[ReceiverSettings, ...] = ()
     """Who is told of incidents; nobody when empty."""
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     """A sign of life that somebody else misses when it stops; off when empty."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    """How incidents are grouped, routed, repeated, escalated and muted."""
     defaults: ModelSettings = field(default_factory=ModelSettings)
     """What models without a section of their own use, and sections start from."""
     models: dict[str, ModelSettings] = field(default_factory=dict)

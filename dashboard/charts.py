@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from dashboard import words
+from dashboard import futures, words
 from dashboard.theme import Palette
 from dashboard.views import DriftMap, Promotion, Spark
+from monitor.figures import ShelfLife
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +33,15 @@ def metric_chart(
     *,
     champion: str,
     metric: str,
+    estimates: pd.DataFrame | None = None,
+    life: ShelfLife | None = None,
 ) -> Any:
     """The realised metric per check with its 95 % interval, the baseline's expectation (dashed),
     the tolerance (solid), each promotion as a mark, and the state of each moment on the axis."""
     frame = _worded(checks, champion)
     span = _span(frame["at"].min(), frame["at"].max(), promotions)
+    ahead = futures.band(life, span)
+    span = [span[0], max([span[1], *ahead["at"]])] if len(ahead) else span
     x = _time("at", span)
     base = alt.Chart(frame)
     tint = alt.Color(
@@ -69,6 +74,8 @@ def metric_chart(
     hover = base.mark_point(size=160, opacity=0).encode(x=x, y=y, tooltip=_METRIC_TOOLTIP)
     marks = _marks(promotions, span, colours, champion)
     layers = (
+        *futures.forecast(ahead, colours, x),
+        *futures.estimated(estimates, colours, x),
         band,
         tolerated,
         expected,

@@ -19,7 +19,8 @@ from core import schema
 from core.errors import NotFound
 from core.ledger import Ledger
 from dashboard import words
-from dashboard.queries import _incidents, _runs, check_result, model_row, models, plain_object
+from dashboard.fleet_query import known, one
+from dashboard.queries import _incidents, _runs, check_result, plain_object
 from dashboard.views import (
     Decision,
     DriftMap,
@@ -30,6 +31,7 @@ from dashboard.views import (
     RunRow,
     Worker,
 )
+from monitor import estimates
 from monitor.measure.drift import DECIDING
 from monitor.results import CheckResult, Statistic
 from monitor.wording import told
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 POINTS = 2000
 _CELLS = 120  # moments the drift map shows; each is a check that has to be decoded
 _COLUMNS = 20  # columns the drift map shows
+_ESTIMATES = 300  # windows with an estimate that are drawn
 _FLAPS = 3  # changes of state in a row that are told one by one
 _SERIES = (
     "at",
@@ -77,14 +80,14 @@ def model_view(
         NotFound: nobody ever checked, promoted, served or retrained a model of this name.
     """
     with ledger.read() as tx:
-        if model not in models(tx):
+        if not known(tx, model):
             raise NotFound("model", model, "the fleet page lists them")
         checks, every = _checks(tx, model, start)
         promotions = _promotions(tx, model)
         found = _incidents(tx, model=model, state=None, limit=100)
         runs = _runs(tx, schema.runs.c.model == model, limit=100)
         return ModelView(
-            row=model_row(tx, model, now),
+            row=one(tx, model, now),
             checks=checks,
             every=every,
             promotions=promotions,
@@ -94,6 +97,7 @@ def model_view(
             decisions=_decisions(tx, model),
             runs=runs,
             workers=_workers(tx, model),
+            estimates=_estimates(ledger, model, start),
             events=_events(_states(tx, model, start), promotions, found, runs, start),
         )
 
@@ -240,6 +244,20 @@ def _decisions(tx: sa.Connection, model: str, limit: int = 500) -> tuple[Decisio
             )
         )
     return tuple(found)
+
+
+def _estimates(ledger: Ledger, model: str, start: datetime | None) -> pd.DataFrame:
+    """What the metric is estimated to be in the windows whose labels are missing."""
+    import pandas as pd
+
+    rows = [
+        (row.start + (row.end - row.start) / 2, row.value, row.low, row.high, row.n, row.method)
+        for row in estimates.listed(ledger, model, since=start)
+        if row.realised is None
+    ]
+    frame = pd.DataFrame(rows[-_ESTIMATES:], columns=["at", "value", "low", "high", "n", "method"])
+    frame["at"] = pd.to_datetime(frame["at"], utc=True)
+    return frame
 
 
 def _workers(tx: sa.Connection, model: str) -> tuple[Worker, ...]:

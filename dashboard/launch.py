@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+
 from core.settings import Settings
 
 
@@ -22,7 +24,7 @@ def command(settings: Settings) -> list[str]:
         "server.fileWatcherType": "none",
         "server.enableStaticServing": "false",
         "server.enableXsrfProtection": "true",
-        "server.maxUploadSize": "1",
+        "server.maxUploadSize": str(settings.dashboard.upload_mb),
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "viewer",
@@ -44,10 +46,17 @@ def environment(settings: Settings, *, mlflow_ui: str = "", replay: bool = False
         "SHELFLIFE_HOME": str(settings.home_path),
         "SHELFLIFE_MLFLOW_UI": mlflow_ui or settings.mlflow.ui,
         "SHELFLIFE_CLOCK": "ledger" if replay else "wall",
+        "SHELFLIFE_API": f"http://{_reached(settings.serving.host)}:{settings.serving.port}",
+        "SHELFLIFE_ACCESS": msgspec.json.encode(settings.access).decode(),
     }
     # Packages are imported by their direct names; an installed shelflife needs no path.
     root = str(Path(__file__).resolve().parent.parent)
     return variables | {"PYTHONPATH": os.pathsep.join([root, *_already("PYTHONPATH")])}
+
+
+def _reached(host: str) -> str:
+    """The address of a server on this machine that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
 
 
 def _already(name: str) -> list[str]:
@@ -57,4 +66,5 @@ def _already(name: str) -> list[str]:
 
 def address(settings: Settings) -> str:
     """Where people open it; messages link below it."""
-    return f"http://{settings.dashboard.host}:{settings.dashboard.port}"
+    chosen = settings.dashboard
+    return chosen.url or f"http://{chosen.host}:{chosen.port}"

@@ -63,7 +63,7 @@ def _list(desk: Desk, rows: list[ModelRow], colours: Palette) -> None:
         routes.remember("page", str(number) if number > 1 else None)
         first = (number - 1) * _PAGE
     with st.container(gap="xsmall"):
-        for row in rows[first : first + _PAGE]:
+        for row in desk.detailed(tuple(rows[first : first + _PAGE])):
             _row(desk, row, colours)
     st.caption(
         "Sorted by consequence. Sparklines: the last 30 days of the metric, its tolerance dashed. "
@@ -110,6 +110,7 @@ def _metric(row: ModelRow) -> None:
     facts = [words.interval(row.low, row.high), f"n {words.count(row.n)}"]
     if row.coverage is not None:
         facts.append(f"{words.share(row.coverage)} labelled")
+    facts += [f"shelf life {row.life}"] if row.life else []
     st.caption(words.plain(" · ".join(fact for fact in facts if fact)))
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.errors import NotFound
 from core.times import iso
-from dashboard import parts, routes, words
+from dashboard import acting, parts, routes, words
 from dashboard.source import Desk
 from dashboard.views import IncidentRow, IncidentView, Message
 
@@ -77,11 +77,19 @@ def _one(desk: Desk, view: IncidentView) -> None:
         if row.run_id:
             parts.go("runs", f"Run {words.plain(row.run_id[:8])}", id=row.run_id)
         parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
+    if row.state != "resolved":
+        with parts.line():
+            if row.state == "open":
+                about = f"incident {row.id}"
+                acting.button(desk, "acknowledge", row.model, about=about, incident=row.id)
+            acting.silence(desk, row.id)
     if view.finding is not None and view.finding.text:
         st.markdown(words.plain(view.finding.text, most=1200))
     if view.finding is not None and view.finding.columns:
-        names = ", ".join(words.plain(name, most=60) for name in view.finding.columns[:20])
-        st.markdown(f"Columns: {names}")
+        with parts.line():
+            for name in view.finding.columns[:20]:
+                where = {"model": row.model, "name": name, "at": iso(row.updated)}
+                parts.go("column", words.plain(name, most=60), **where)
     left, right = st.columns([3, 2], gap="large")
     with left:
         _timeline(view, desk.now)
@@ -89,6 +97,8 @@ def _one(desk: Desk, view: IncidentView) -> None:
         _told(view.messages, desk.now)
         st.subheader("Evidence", anchor=False)
         parts.report(desk, row.report, row.report_state, f"incident-{row.id}")
+        if row.report_state not in ("ready", "wanted"):
+            acting.button(desk, "report", row.model, subject=f"incident:{row.id}")
         st.caption("The same check, again and explained:")
         parts.command("check", row.model, "--at", iso(row.opened))
 

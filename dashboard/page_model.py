@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 
 import streamlit as st
 
-from dashboard import charts, parts, routes, tables, words
+from dashboard import acting, charts, parts, routes, tables, words
 from dashboard.source import Desk
 from dashboard.views import Decision, Event, ModelRow, ModelView
+from monitor.figure_words import estimate_lines, proof_line, shelf_life_lines
 
 _RANGES = {"30d": "30 days", "90d": "90 days", "365d": "1 year", "all": "all"}
 _EVENTS = 12  # shown at once; the rest is folded
@@ -18,7 +19,7 @@ _EVENTS = 12  # shown at once; the rest is folded
 def show(desk: Desk) -> None:
     name = routes.parameter("name")
     if not name:
-        _pick(desk)
+        parts.pick_model(desk, "model")
         return
     span = routes.parameter("range", tuple(_RANGES)) or "all"
     days = None if span == "all" else timedelta(days=int(span.removesuffix("d")))
@@ -28,13 +29,14 @@ def show(desk: Desk) -> None:
     with parts.rows():
         _head(desk, view)
     if view.row.checked is None:
-        _unchecked(view.row)
+        _unchecked()
         return
     if view.row.overdue and view.row.every:
         parts.overdue("This model has", view.row.checked, view.row.every, desk.now)
     _numbers(desk, view)
     _carried(view)
     _metric(view)
+    _life(view)
     left, right = st.columns([3, 2], gap="large")
     with left:
         _drift(view)
@@ -43,19 +45,6 @@ def show(desk: Desk) -> None:
     _happened(desk, view)
     tables.columns(view)
     tables.serving(view, desk.now)
-    tables.actions(view.row)
-
-
-def _pick(desk: Desk) -> None:
-    """The page without a name: choose a model."""
-    rows = desk.fleet().rows
-    st.header("Which model?", anchor=False)
-    if not rows:
-        parts.first_steps()
-    for row in rows:
-        with parts.line():
-            parts.go("model", words.plain(row.model, most=80), name=row.model)
-            st.markdown(words.mark(words.look(row.state)), width="content")
 
 
 def _head(desk: Desk, view: ModelView) -> None:
@@ -83,18 +72,25 @@ def _head(desk: Desk, view: ModelView) -> None:
         parts.mlflow(desk, row.model, row.version, f"MLflow v{words.plain(row.version, most=20)}")
     if row.reason:
         st.markdown(words.plain(row.reason, most=600))
-    if row.incident is not None or row.run is not None:
-        with parts.line():
-            parts.incident_and_run(row)
+    with parts.line():
+        parts.incident_and_run(row)
+        parts.go("serving", "Serving", model=row.model)
+        if view.runs:
+            parts.go("compare", "Compare", model=row.model)
+    with parts.line():
+        for action in ("check", "retrain", "rollback"):
+            acting.button(desk, action, row.model, about=_about(row))
 
 
-def _unchecked(row: ModelRow) -> None:
+def _about(row: ModelRow) -> str:
+    return f"v{words.plain(row.version, most=20)} is the champion" if row.version else ""
+
+
+def _unchecked() -> None:
     st.info(
         "**No check yet.** The first comes with the next tick, once predictions are in the log.",
         icon=":material/hourglass_empty:",
     )
-    st.caption("Check it now:")
-    parts.command("check", row.model)
 
 
 def _numbers(desk: Desk, view: ModelView) -> None:
@@ -164,14 +160,38 @@ def _metric(view: ModelView) -> None:
         parts.colours(),
         champion=view.row.version,
         metric=view.row.metric,
+        estimates=view.estimates,
+        life=view.latest.shelf_life if view.latest else None,
     )
     st.altair_chart(picture, width="stretch", alt=f"{name} over time with its 95 % interval")
     every = "" if view.every == 1 else f" One of {view.every} checks is shown, the worst of each."
     st.caption(
         ":primary[━] realised by the champion, with its 95 % interval · :gray[━] by earlier "
-        "versions · :gray[╌] expected · :gray[─] tolerated · │ promotions · on the axis: the state."
-        + every
+        "versions · :primary[┄] estimated without labels · :primary[▒] forecast, 80 % of futures · "
+        ":gray[╌] expected · :gray[─] tolerated · │ promotions · on the axis: the state." + every
     )
+
+
+def _life(view: ModelView) -> None:
+    """How long this version will do, in sentences; and what the estimates are worth."""
+    latest = view.latest
+    if latest is None or (latest.shelf_life is None and latest.estimated is None):
+        return
+    left, right = st.columns(2, gap="large")
+    if latest.shelf_life is not None:
+        with left:
+            st.subheader("Remaining shelf life", anchor=False)
+            for text in shelf_life_lines(latest.shelf_life):
+                st.markdown(words.plain(words.first_upper(text), most=400))
+            if latest.shelf_life.provisional:
+                st.caption(f"provisional: {words.plain(latest.shelf_life.provisional, most=300)}")
+    with right:
+        if latest.estimated is not None:
+            st.subheader("Estimated without labels", anchor=False)
+            for text in estimate_lines(latest.estimated):
+                st.markdown(words.plain(words.first_upper(text), most=400))
+        if latest.proof is not None:
+            st.caption(words.plain(proof_line(latest.proof), most=300))
 
 
 def _drift(view: ModelView) -> None:
@@ -187,6 +207,9 @@ def _drift(view: ModelView) -> None:
         width="stretch",
         alt="drift of each column over time, as a multiple of its threshold",
     )
+    with parts.line():
+        for name in drift.columns[:8]:
+            parts.go("column", words.plain(name, most=60), model=view.row.model, name=name)
     facts = ["Each cell: the strongest deciding test of a check against its threshold"]
     if drift.quiet:
         facts.append(f"{drift.quiet} quiet column{'s' * (drift.quiet != 1)}")

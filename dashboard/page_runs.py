@@ -11,7 +11,7 @@ import streamlit as st
 
 from core.errors import InputError
 from core.times import parse_time
-from dashboard import parts, routes, words
+from dashboard import acting, parts, routes, words
 from dashboard.source import Desk
 from dashboard.views import RunRow, RunStep, RunView
 
@@ -88,8 +88,15 @@ def _one(desk: Desk, view: RunView) -> None:
     if row.outcome:
         st.markdown(f"**Outcome** {words.plain(row.outcome, most=600)}")
     if row.state == "waiting":
-        st.info("It waits for a person. To let the candidate serve:", icon=":material/front_hand:")
-        parts.command("promote", row.model, row.candidate or "VERSION")
+        st.info("It waits for a person to let the candidate serve.", icon=":material/front_hand:")
+        about = f"run {words.plain(row.id[:8])}, {_versions(row)}"
+        with parts.line():
+            acting.button(desk, "approve", row.model, about=about, primary=True, run=row.id)
+            acting.button(desk, "reject", row.model, about=about, run=row.id)
+    elif row.state == "running":
+        acting.button(
+            desk, "abandon", row.model, about=f"run {words.plain(row.id[:8])}", run=row.id
+        )
     left, right = st.columns([3, 2], gap="large")
     with left:
         st.subheader("Steps", anchor=False)
@@ -101,6 +108,9 @@ def _one(desk: Desk, view: RunView) -> None:
     with right:
         st.subheader("Gate", anchor=False)
         _gate(row.gate)
+        if row.gate:
+            parts.go("compare", "Champion beside challenger", run=row.id)
+            parts.asked_report(desk, row.model, f"run:{row.id}")
 
 
 def _step(step: RunStep) -> None:

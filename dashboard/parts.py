@@ -13,10 +13,11 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.elements.lib.layout_utils import HorizontalAlignment
 
+from core import access
 from core.errors import NotFound, ShelflifeError
-from dashboard import routes, words
+from dashboard import acting, people, routes, words
 from dashboard.source import Desk, read_environment
-from dashboard.theme import Palette, palette
+from dashboard.theme import DARK, Palette, palette
 from dashboard.views import ModelRow
 
 _LIVE = timedelta(seconds=5)
@@ -27,17 +28,40 @@ def guarded(page: Callable[[Desk], None]) -> Callable[[], None]:
 
     @wraps(page)
     def show() -> None:
+        desk = None
         try:
-            page(Desk(read_environment()))
-        except NotFound as error:
-            _problem("There is nothing here", str(error), "")
-            routes.link("fleet", "← All models")
-        except ShelflifeError as error:
-            _problem("No data to show yet", str(error), _FIRST_STEPS)
-        except sa.exc.SQLAlchemyError as error:
-            _problem("The ledger cannot be read", _database_said(error), _MEND)
+            desk = Desk(read_environment())
+            if not access.allows(desk.reader.identity, "read"):
+                people.sign_in(desk.reader)
+                return
+            people.sign_out(desk.reader)
+            acting.news(desk)
+            page(desk)
+        except (ShelflifeError, sa.exc.SQLAlchemyError) as error:
+            _explain(error, known=desk is not None or not _guarded())
 
     return show
+
+
+def _guarded() -> bool:
+    """Whether people have to be recognised; yes where even that cannot be read."""
+    try:
+        return people.settings().enabled
+    except ShelflifeError:
+        return True
+
+
+def _explain(error: Exception, *, known: bool) -> None:
+    """What is wrong and what to do; nothing of either to those who were not recognised."""
+    if not known:
+        _problem("Nothing can be shown", "who you are cannot be found out at the moment", "")
+    elif isinstance(error, NotFound):
+        _problem("There is nothing here", str(error), "")
+        routes.link("fleet", "← All models")
+    elif isinstance(error, sa.exc.SQLAlchemyError):
+        _problem("The ledger cannot be read", _database_said(error), _MEND)
+    else:
+        _problem("No data to show yet", str(error), _FIRST_STEPS)
 
 
 _FIRST_STEPS = """
@@ -116,14 +140,29 @@ _STYLE = """
   padding-left: 0; padding-right: 0; background: transparent;
 }
 [data-testid="stMain"] [data-testid="stPageLink-NavLink"]:hover { text-decoration: underline; }
+[data-testid="stCaptionContainer"] {
+  color: color-mix(in srgb, currentcolor 80%, transparent) !important;
+  opacity: 1 !important;
+}
 [data-testid="stMetric"] { font-variant-numeric: tabular-nums; }
 </style>
 """
 
 
+#: White on the dark theme's light accent cannot be read.
+_DARK = """
+<style>
+[data-testid^="stBaseButton-primary"], [data-testid^="stBaseButton-primary"] p { color: #10151b; }
+</style>
+"""
+
+
 def style() -> None:
-    """Less empty room above the page than Streamlit leaves. No data comes near this text."""
+    """Less empty room above the page than Streamlit leaves, and captions that can be read (AA).
+    No data comes near this text."""
     st.html(_STYLE)
+    if colours() is DARK:
+        st.html(_DARK)
 
 
 def go(name: routes.Name, label: str, /, **parameters: str) -> None:
@@ -215,6 +254,30 @@ def report(desk: Desk, relative: str | None, state: str, name: str) -> None:
         on_click="ignore",
     )
     st.caption(f"{path.stat().st_size / 1e6:.1f} MB; opens in any browser, without a network.")
+
+
+def asked_report(desk: Desk, model: str, subject: str) -> None:
+    """The Evidently report of a check or a run: to download, on its way, or to be asked for."""
+    state, path = desk.reported(subject)
+    if state in ("ready", "wanted"):
+        report(desk, path, state, subject.replace(":", "-"))
+        return
+    if state == "failed":
+        st.caption("The report could not be made; `shelflife watch` logged why.")
+    acting.button(desk, "report", model, subject=subject)
+
+
+def pick_model(desk: Desk, page: routes.Name) -> None:
+    """A page without a model: choose one."""
+    fleet = desk.fleet().rows
+    st.header("Which model?", anchor=False)
+    if not fleet:
+        first_steps()
+    for row in fleet[:200]:
+        with line():
+            target = {"name": row.model} if page == "model" else {"model": row.model}
+            go(page, words.plain(row.model, most=80), **target)
+            st.markdown(words.mark(words.look(row.state)), width="content")
 
 
 def mlflow(desk: Desk, model: str, version: str, label: str) -> None:

@@ -1,14 +1,13 @@
 """What the pages ask the ledger: plain functions, no Streamlit, nothing written.
 
 Moments are UTC. `now` is the reader's clock, or the newest moment the ledger knows (`newest`) when
-what it holds is a replayed history. `dashboard.history` has the one model over time.
+what it holds is a replayed history. `dashboard.fleet_query` has all models at once,
+`dashboard.history` one model over time.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from itertools import pairwise
-from statistics import median
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -17,25 +16,17 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import NotFound, ShelflifeError
 from core.ledger import Ledger
-from core.times import micros
-from dashboard import words
 from dashboard.views import (
-    Fleet,
     IncidentEvent,
     IncidentRow,
     IncidentView,
     Message,
-    ModelRow,
     RunRow,
     RunStep,
     RunView,
-    Spark,
 )
 from monitor.results import CheckResult, Finding
 
-SPARK_DAYS = 30
-SPARK_POINTS = 60
-_LATE = 3  # checks in a row that may be missing before the model counts as unwatched
 _OPEN = ("open", "acknowledged")
 #: In a replayed history the steps of a run begin at one moment: then they come in this order.
 _STEPS = (
@@ -67,12 +58,16 @@ def version(ledger: Ledger) -> str:
         sa.func.max(schema.promotions.c.id),
         sa.func.max(schema.decisions.c.id),
         sa.func.max(schema.incident_events.c.id),
+        sa.func.max(schema.commands.c.id),
     ]
     changed = [
         sa.func.max(schema.incidents.c.updated),
         sa.func.max(schema.runs.c.updated),
         sa.func.max(schema.run_steps.c.started),
         sa.func.max(schema.outbox.c.delivered),
+        sa.func.max(schema.commands.c.finished),
+        sa.func.max(schema.reports.c.state),
+        sa.func.max(schema.reports.c.asked),
         sa.func.sum(schema.outbox.c.attempts),
     ]
     with ledger.read() as tx:
@@ -92,137 +87,12 @@ def newest(ledger: Ledger) -> datetime | None:
     return max((moment for moment in found if moment is not None), default=None)
 
 
-def models(tx: sa.Connection) -> list[str]:
-    """Every model anybody checked, promoted, served or retrained, by name."""
-    tables = (schema.promotions, schema.runs, schema.workers, schema.incidents)
-    found = {name for table in tables for name in tx.scalars(sa.select(table.c.model).distinct())}
-    # The checks are many and their index starts with the model: hop from name to name.
-    name: str | None = ""
-    while name is not None:
-        column = schema.checks.c.model
-        name = tx.scalar(sa.select(column).where(column > name).order_by(column).limit(1))
-        found |= {name} if name else set()
-    return sorted(found)
-
-
-def fleet(ledger: Ledger, now: datetime) -> Fleet:
-    """One row per model, the one that needs a person first on top."""
-    with ledger.read() as tx:
-        rows = [model_row(tx, name, now) for name in models(tx)]
-    checked = max((row.checked for row in rows if row.checked), default=None)
-    return Fleet(now=now, checked=checked, rows=tuple(sorted(rows, key=_consequence)))
-
-
-def _consequence(row: ModelRow) -> tuple[int, bool, float, str]:
-    paging = row.incident is not None and row.incident.severity == "page"
-    rank = words.look(row.state).rank
-    over = row.value / row.tolerated if row.value is not None and row.tolerated else 0.0
-    # A page on a model that looks healthy (a failed run, say) comes before every quiet state.
-    return min(rank, 1) if paging else rank, not paging, -over, row.model
-
-
-def model_row(tx: sa.Connection, model: str, now: datetime) -> ModelRow:
-    """The newest facts about one model; a model nobody checked yet has state `unchecked`."""
-    table, moved = schema.checks, schema.promotions
-    last = tx.execute(
-        sa.select(table).where(table.c.model == model).order_by(table.c.at.desc()).limit(1)
-    ).first()
-    champion = tx.execute(
-        sa.select(moved.c.version, moved.c.at)
-        .where(moved.c.model == model)
-        .order_by(moved.c.at.desc(), moved.c.id.desc())
-        .limit(1)
-    ).first()
-    unresolved = [row for row in _incidents(tx, model=model, state="unresolved", limit=50)]
-    active = _runs(tx, schema.runs.c.active == model, limit=1)
-    facts: dict[str, Any] = {
-        "model": model,
-        "state": "unchecked",
-        "version": champion.version if champion else "",
-        "champion_since": champion.at if champion else None,
-        "incident": min(unresolved, key=lambda i: words.look(i.severity, words.INCIDENTS).rank)
-        if unresolved
-        else None,
-        "incidents": len(unresolved),
-        "run": active[0] if active else None,
-    }
-    if last is not None:
-        facts |= _checked(tx, last, now) | ({} if champion else {"version": last.version})
-    return ModelRow(**facts)
-
-
-def _checked(tx: sa.Connection, last: sa.Row[Any], now: datetime) -> dict[str, Any]:
-    result = check_result(last.result)
-    performance = result.performance if result else None
-    every = _rhythm(tx, last.model)
-    return {
-        "state": last.state,
-        "reason": last.reason,
-        "since": _since(tx, last.model, last.state) if last.state != "healthy" else None,
-        "metric": last.metric,
-        "value": last.value,
-        "low": last.low,
-        "high": last.high,
-        "expected": last.expected,
-        "tolerated": last.tolerated,
-        "n": performance.n if performance else None,
-        "coverage": performance.coverage if performance else None,
-        "why": performance.why if performance else "",
-        "spark": _spark(tx, last.model, last.at, last.tolerated),
-        "checked": last.at,
-        "every": every,
-        "overdue": every is not None and now - last.at > _LATE * every,
-    }
-
-
 def check_result(text: str) -> CheckResult | None:
     """A stored check; None where another shelflife wrote what this one cannot read."""
     try:
         return msgspec.json.decode(text, type=CheckResult)
     except msgspec.MsgspecError:
         return None
-
-
-def _rhythm(tx: sa.Connection, model: str) -> timedelta | None:
-    """The usual time between the last checks; None before the second."""
-    at = schema.checks.c.at
-    query = sa.select(at).where(schema.checks.c.model == model).order_by(at.desc()).limit(12)
-    moments = list(tx.scalars(query))
-    gaps = [later - earlier for later, earlier in pairwise(moments)]
-    return median(gaps) if gaps else None
-
-
-def _since(tx: sa.Connection, model: str, state: str) -> datetime | None:
-    """The first check of the unbroken row of checks in this state."""
-    table = schema.checks
-    before = (
-        sa.select(table.c.at)
-        .where(table.c.model == model, table.c.state != state)
-        .order_by(table.c.at.desc())
-        .limit(1)
-    )
-    other = tx.scalar(before)
-    first = sa.select(sa.func.min(table.c.at)).where(table.c.model == model)
-    found: datetime | None = tx.scalar(first if other is None else first.where(table.c.at > other))
-    return found
-
-
-def _spark(tx: sa.Connection, model: str, until: datetime, tolerated: float | None) -> Spark:
-    """The metric's mean in each of `SPARK_POINTS` equal parts of the last `SPARK_DAYS` days."""
-    table = schema.checks
-    start = until - timedelta(days=SPARK_DAYS)
-    width = timedelta(days=SPARK_DAYS) // SPARK_POINTS
-    # (start, until]: the newest check falls into the last part, not one beyond it.
-    passed = sa.type_coerce(table.c.at, sa.BigInteger) - (micros(start) + 1)
-    part = sa.cast(sa.func.floor(passed / (width // timedelta(microseconds=1))), sa.Integer)
-    query = (
-        sa.select(part.label("part"), sa.func.avg(table.c.value))
-        .where(table.c.model == model, table.c.at > start, table.c.at <= until)
-        .group_by("part")
-    )
-    found = {int(index): value for index, value in tx.execute(query)}
-    values = tuple(found.get(index) for index in range(SPARK_POINTS))
-    return Spark(values=values, tolerated=tolerated)
 
 
 def incidents(
@@ -350,6 +220,14 @@ def run(ledger: Ledger, run_id: str) -> RunView:
         for row in rows
     )
     return RunView(row=found[0], steps=done)
+
+
+def reported(ledger: Ledger, subject: str) -> tuple[str, str | None]:
+    """State and path of the report of `check:ID` or `run:ID`; ("", None) where nobody asked."""
+    table = schema.reports
+    with ledger.read() as tx:
+        row = tx.execute(sa.select(table).where(table.c.subject == subject)).first()
+    return ("", None) if row is None else (row.state, row.path)
 
 
 def plain_object(text: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The pages and their addresses: every view has a URL that messages can link to.
 
 `/` (`?state=decaying`), `/model?name=repurchase` (`&range=90d`), `/incidents` (`?show=open`,
-`?id=42`), `/runs` (`?model=repurchase`, `?id=8f3…`).
+`?id=42`), `/runs` (`?model=repurchase`, `?id=8f3…`), `/column?model=repurchase&name=age`
+(`&at=2026-10-12T14:00:00Z`), `/compare?run=8f3…` (`?model=repurchase`: its newest), `/serving`
+(`?model=repurchase&span=30d`), `/backtest` (`?id=…`).
 """
 
 from __future__ import annotations
@@ -10,14 +12,20 @@ from typing import Any, Literal
 
 import streamlit as st
 
-Name = Literal["fleet", "model", "incidents", "runs"]
+Name = Literal[
+    "fleet", "model", "column", "compare", "runs", "incidents", "serving", "backtest"
+]  # fmt: skip
 
 
 _TITLES: dict[Name, str] = {
     "fleet": "Fleet",
     "model": "Model",
-    "incidents": "Incidents",
+    "column": "Column",
+    "compare": "Compare",
     "runs": "Runs",
+    "incidents": "Incidents",
+    "serving": "Serving",
+    "backtest": "Backtest",
 }
 
 

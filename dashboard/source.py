@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,8 +22,18 @@ from msgspec import Struct
 
 from core.errors import ShelflifeError
 from core.ledger import Ledger
-from dashboard import history, queries
-from dashboard.views import Fleet, IncidentRow, IncidentView, ModelView, RunRow, RunView
+from dashboard import (
+    column_query,
+    fleet_query,
+    history,
+    interpreters,
+    people,
+    queries,
+    serving_query,
+)
+from dashboard.column_query import ColumnView
+from dashboard.serving_query import ServingView
+from dashboard.views import Fleet, IncidentRow, IncidentView, ModelRow, ModelView, RunRow, RunView
 
 _FRESH = 3  # seconds an answer to "has anything changed?" is believed
 _KEPT = 300  # seconds an answer is kept; it is keyed by what the ledger held
@@ -98,6 +108,7 @@ class Desk:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.ledger = open_ledger(source)
+        self.reader = people.reader(self.ledger)
         self.version = _version(source.key, self.ledger)
         self.now = self._now()
 
@@ -115,6 +126,11 @@ class Desk:
     def fleet(self) -> Fleet:
         return _fleet(self.source.key, self.version, self._minute(), self.ledger)
 
+    def detailed(self, rows: tuple[ModelRow, ...]) -> tuple[ModelRow, ...]:
+        """Fleet rows with what is only asked for those that are shown."""
+        names = ",".join(row.model for row in rows)
+        return _detailed(self.source.key, self.version, names, rows, self.ledger)
+
     def model(self, name: str, start: datetime | None) -> ModelView:
         minute = self._minute()
         return _model(self.source.key, self.version, name, minute, start, self.ledger)
@@ -130,6 +146,21 @@ class Desk:
 
     def run(self, run_id: str) -> RunView:
         return queries.run(self.ledger, run_id)
+
+    def column(self, model: str, column: str, role: str, at: datetime | None) -> ColumnView:
+        return _column(self.source.key, self.version, model, column, role, at, self.ledger)
+
+    def serving(self, model: str | None, span: timedelta) -> ServingView:
+        minute = datetime.now(UTC).replace(second=0, microsecond=0)
+        return _serving(self.source.key, minute, model, span, self.ledger)
+
+    def reported(self, subject: str) -> tuple[str, str | None]:
+        """State and path of the report somebody asked for; ("", None) where nobody did."""
+        return queries.reported(self.ledger, subject)
+
+    def interpreters(self, model: str, version: str) -> list[dict[str, str]]:
+        """The measured interpreters of a version, a row each; none where nothing was measured."""
+        return interpreters.rows(self.source.home, model, version)
 
     def mlflow_link(self, model: str, version: str) -> str:
         """The version's page in the MLflow UI; empty where no UI is known."""
@@ -159,7 +190,14 @@ def _newest(key: str, version: str, _ledger: Ledger) -> datetime | None:
 
 @st.cache_data(ttl=_KEPT, max_entries=16, show_spinner="Reading the ledger …")
 def _fleet(key: str, version: str, now: datetime, _ledger: Ledger) -> Fleet:
-    return queries.fleet(_ledger, now)
+    return fleet_query.fleet(_ledger, now)
+
+
+@st.cache_data(ttl=_KEPT, max_entries=32, show_spinner=False)
+def _detailed(
+    key: str, version: str, names: str, _rows: tuple[ModelRow, ...], _ledger: Ledger
+) -> tuple[ModelRow, ...]:
+    return fleet_query.detailed(_ledger, _rows)
 
 
 @st.cache_data(ttl=_KEPT, max_entries=32, show_spinner="Reading the ledger …")
@@ -167,3 +205,24 @@ def _model(
     key: str, version: str, name: str, now: datetime, start: datetime | None, _ledger: Ledger
 ) -> ModelView:
     return history.model_view(_ledger, name, now, start=start)
+
+
+@st.cache_data(ttl=_KEPT, max_entries=32, show_spinner="Reading the ledger …")
+def _column(
+    key: str,
+    version: str,
+    model: str,
+    column: str,
+    role: str,
+    at: datetime | None,
+    _ledger: Ledger,
+) -> ColumnView:
+    return column_query.column_view(_ledger, model, column, role, at)
+
+
+@st.cache_data(ttl=_FRESH, max_entries=32, show_spinner="Reading the ledger …")
+def _serving(
+    key: str, minute: datetime, model: str | None, span: timedelta, _ledger: Ledger
+) -> ServingView:
+    now = datetime.now(UTC)
+    return serving_query.serving_view(_ledger, now, model=model, span=span)

@@ -1,4 +1,4 @@
-"""The lower, folded part of the model page: columns, serving, and what a person may do."""
+"""The lower, folded part of the model page: columns and serving."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import parts, words
-from dashboard.views import ModelRow, ModelView
+from dashboard.views import ModelView
 from monitor.measure.drift import DECIDING
 from monitor.results import ColumnDrift, QualityIssue
 from monitor.wording import STATISTICS, told
@@ -26,6 +26,11 @@ def columns(view: ModelView) -> None:
     with st.expander(f"All columns, last check ({len(latest.drift)})"):
         ordered = sorted(latest.drift, key=lambda column: (not column.drifted, column.column))
         st.dataframe(pd.DataFrame([_line(column) for column in ordered]), hide_index=True)
+        with parts.line():
+            for column in ordered[:40]:
+                name = words.plain(column.column, most=60)
+                where = {"model": latest.model, "name": column.column, "role": column.role}
+                parts.go("column", name, **where)
         st.caption(
             f"Window of {words.count(latest.rows)} rows. The strongest test decides; the others "
             "say how much, each beside the line that chance would cross."
@@ -67,14 +72,3 @@ def serving(view: ModelView, now: datetime) -> None:
             if worker.error:
                 text += f" · cannot load: {words.plain(worker.error)}"
             st.markdown(f"{text} · seen {words.clock(worker.seen)}")
-
-
-def actions(row: ModelRow) -> None:
-    """The commands for this model."""
-    with st.expander("What you can do"):
-        st.caption("Check now:")
-        parts.command("check", row.model)
-        st.caption("Retrain, whatever the policy says; the gate still decides:")
-        parts.command("retrain", row.model)
-        st.caption("Return to the version before:")
-        parts.command("rollback", row.model)

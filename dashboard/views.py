@@ -160,6 +160,7 @@ class ModelRow(Struct, frozen=True, kw_only=True):
     coverage: float | None = None  # share of the rows old enough to have a label that have one
     why: str = ""  # why there is no value
     spark: Spark = Spark()
+    life: str = ""  # the remaining shelf life in words; empty where nothing can be said
     checked: datetime | None = None  # the last check
     every: timedelta | None = None  # how often checks came lately
     overdue: bool = False  # the next check is late by more than two of them
@@ -224,4 +225,5 @@ class ModelView(Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     runs: tuple[RunRow, ...]
     workers: tuple[Worker, ...]
+    estimates: pd.DataFrame  # per event-time window: at, value, low, high; the labels are missing
     events: tuple[Event, ...]

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 from msgspec import Struct
 
 from core.times import spell, utc
+from monitor.figures import ShelfLife
 
 MISSING = "–"
 
@@ -112,6 +113,20 @@ def _round(seconds: float) -> float:
     return 0.0
 
 
+def life(found: ShelfLife | None) -> str:
+    """`6 d [3, 11]`, `over 90 d`, `expired`; empty where nothing can be said."""
+    if found is None or found.absolute.why:
+        return ""
+    forecast = found.absolute
+    if forecast.expired:
+        return "expired"
+    if forecast.median is None:
+        return f"over {forecast.beyond:.0f} d" if forecast.beyond else ""
+    low = f"{forecast.low:.0f}" if forecast.low is not None else "0"
+    high = f"{forecast.high:.0f}" if forecast.high is not None else "…"
+    return f"{forecast.median:.0f} d [{low}, {high}]"
+
+
 def ago(moment: datetime | None, now: datetime) -> str:
     """`3 min ago`; `just now` for what is not older than a second (or is in the future)."""
     if moment is None:
@@ -149,6 +164,15 @@ def clean(text: str, *, most: int = 300) -> str:
     line = "".join(c for c in kept if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"})
     line = re.sub(r" {2,}", " ", line).strip()
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def lines(text: str, *, most: int = 2000) -> str:
+    """Text of several lines for a code block, each made harmless, the whole cut to a length."""
+    kept = "\n".join(
+        line[: len(line) - len(line.lstrip(" "))] + clean(line, most=200)
+        for line in text.splitlines()
+    )
+    return kept if len(kept) <= most else kept[: most - 1] + "…"
 
 
 def plain(text: str, *, most: int = 300) -> str:

@@ -1,6 +1,7 @@
 """Real screenshots of the dashboard's pages, from the ledger that `make demo EXIT=1` left behind.
 
-Needs Debian's Chromium. Run by `make screenshots`; writes docs/images/*.png.
+Needs Debian's Chromium. Run by `make screenshots`; writes docs/images/*.png. Another demo's folder
+may be given as the argument.
 """
 
 from __future__ import annotations
@@ -25,10 +26,21 @@ IMAGES = ROOT / "docs" / "images"
 #: screenshot of the whole page would be one of the first screen.
 PAGES = {
     "fleet": ("/", 420),
-    "model": ("/model?name=repurchase&range=all", 1500),
+    "model": ("/model?name=repurchase&range=all", 1700),
+    "column": ("/column?model=repurchase&name=lifetime_value", 1300),
+    "compare": ("/compare?model=repurchase", 1500),
+    "runs": ("/runs", 600),
     "incidents": ("/incidents?show=all", 700),
     "incident": ("/incidents?id=2", 950),
-    "runs": ("/runs", 600),
+    "serving": ("/serving?model=repurchase&span=1d", 1200),
+    "backtest": ("/backtest", 500),
+}
+#: Beside the wide, light one of each page: what the same pages look like elsewhere.
+ALSO = {
+    "fleet-dark": ("fleet", 1280, "dark"),
+    "model-dark": ("model", 1280, "dark"),
+    "fleet-narrow": ("fleet", 420, "light"),
+    "model-narrow": ("model", 420, "light"),
 }
 FLAGS = [
     "--no-sandbox",
@@ -43,7 +55,8 @@ FLAGS = [
 
 def main() -> int:
     """Take them all; returns the exit status."""
-    chromium, settings = shutil.which("chromium"), ROOT / ".demo" / "shelflife.yaml"
+    demo = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / ".demo"
+    chromium, settings = shutil.which("chromium"), demo / "shelflife.yaml"
     if chromium is None or not settings.is_file():
         sys.stderr.write("needs chromium and a demo: make demo EXIT=1\n")
         return 1
@@ -84,12 +97,17 @@ def _take(chromium: str, address: str) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=chromium, args=FLAGS)
-        for name, (path, height) in PAGES.items():
-            page = browser.new_page(viewport={"width": 1280, "height": height})
+        shots = {name: (name, 1280, "light") for name in PAGES} | ALSO
+        for name, (view, width, scheme) in shots.items():
+            path, height = PAGES[view]
+            tall = height if width > 600 else 1800
+            size = {"width": width, "height": tall}
+            page = browser.new_page(viewport=size, color_scheme=scheme)
             page.goto(address + path)
-            page.wait_for_selector("[data-testid=stHeading]")
+            page.wait_for_selector("[data-testid=stHeading]", timeout=60_000)
             page.wait_for_timeout(2500)  # charts draw after the text
             page.screenshot(path=str(IMAGES / f"{name}.png"))
+            page.close()
         browser.close()
 
 

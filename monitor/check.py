@@ -19,10 +19,9 @@ from core import schema
 from core.ledger import Ledger
 from core.settings import ModelSettings, span
 from core.spec import ModelSpec
-from monitor import estimating, lateness, outcome, proving, verdict
+from monitor import estimating, joint, lateness, outcome, proving, verdict
 from monitor.baseline import Baseline, read_columns, reference_of, sorted_reference
-from monitor.figures import ShelfLife, Track
-from monitor.log.arrivals import Arrivals
+from monitor.figures import Arrivals, ShelfLife, Track
 from monitor.log.privacy import not_logged
 from monitor.log.records import LabelActivity, Rows, SampleLog
 from monitor.measure import drift, labels, quality, staleness
@@ -123,6 +122,7 @@ def run_check(
     *,
     at: datetime,
     predict: Predict | None = None,
+    accepted: tuple[Baseline, pd.DataFrame] | None = None,
 ) -> CheckResult:
     """Measure and judge; no clock, no I/O.
 
@@ -131,9 +131,12 @@ def run_check(
         history: earlier checks of this model, newest first; three suffice.
         predict: the version itself, inputs to outputs; asked only where the loss is worse than
             tolerated, to see which repaired column takes the loss away.
+        accepted: the baseline and sample that drift is held against instead of the version's own.
     """
     rows = len(evidence.rows)
-    drifts, issues, provisional = _data(baseline, reference, evidence, facts, settings, at=at)
+    drifts, issues, provisional, together = _data(
+        *(accepted or (baseline, reference)), evidence, facts, settings, at=at
+    )
     labelled, version = evidence.labelled, facts.version
     performance = outcome.performance(baseline, labelled, settings, coverage=_share(evidence))
     hidden = not_logged(settings.privacy, baseline.spec.columns)
@@ -158,14 +161,14 @@ def run_check(
         baseline=baseline.created,
         checked=history[0].at if history else None,
         received=evidence.arrivals.newest if evidence.arrivals else None,
-        arrival=evidence.arrivals.median if evidence.arrivals else None,
+        arrival=evidence.arrivals.delay if evidence.arrivals else None,
     )
     judged = verdict.Evidence(
         version=facts.version,
         at=at,
         rows=rows,
         quality=issues,
-        drift=drifts,
+        drift=(*drifts, *(each for each in together if each.drifted)),
         performance=performance,
         causes=found.causes,
         staleness=ages,
@@ -196,11 +199,13 @@ def run_check(
         labels=_labels(baseline, evidence),
         not_logged=hidden,
         causes=found.causes,
+        joint=together,
         causes_why="; ".join(part for part in (found.why, *found.notes) if part),
         measured=measured,
         estimated=estimated,
         proof=proof,
         shelf_life=evidence.shelf_life,
+        arrivals=evidence.arrivals,
     )
 
 
@@ -234,8 +239,8 @@ def _data(
     settings: ModelSettings,
     *,
     at: datetime,
-) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str]:
-    """Drift and quality of the window, and why the thresholds are provisional."""
+) -> tuple[tuple[ColumnDrift, ...], tuple[QualityIssue, ...], str, tuple[ColumnDrift, ...]]:
+    """Drift and quality of the window, why thresholds are provisional, and `monitor.joint`."""
     rows, spec = len(evidence.rows), baseline.spec
     hidden = not_logged(settings.privacy, spec.columns)
     profiles = [p for p in baseline.columns if p.role == "output" or p.column not in hidden]
@@ -251,13 +256,14 @@ def _data(
         window=span_,
         min_rows=settings.min_rows,
     )
-    drifts = drift.measure(
-        reference_counts,
-        profiles,
-        sorted_reference(baseline, reference),
-        drift.window_of(reference_counts, window, at.timestamp() - moments, moments, budget),
-        budget,
-    )
+    ages = at.timestamp() - moments
+    seen = drift.window_of(reference_counts, window, ages, moments, budget)
+    ordered = sorted_reference(baseline, reference)
+    drifts = drift.measure(reference_counts, profiles, ordered, seen, budget)
+    parts = joint.Parts(
+        spec, profiles, reference_counts, reference, window, seen,
+        evidence.rows.inputs, evidence.rows.outputs, ages, moments, budget,
+    )  # fmt: skip
     issues = quality.inspect(
         inputs,
         {p.key: reference_counts.spread(p.key, span_, rows) for p in inputs},
@@ -274,9 +280,10 @@ def _data(
         after=span(after) if after else 2 * span(settings.window),
     )
     provisional = provisional_of(baseline.calibration, span_) if rows else ""
+    together = joint.measure(parts, settings, at=at) if rows >= settings.min_rows else ()
     if lateness.arriving(evidence.arrivals, settings):
         silent = None  # rows do come, only late: that is told instead
-    return drifts, (*([silent] if silent else ()), *issues), provisional
+    return drifts, (*([silent] if silent else ()), *issues), provisional, together
 
 
 def _own_outputs(spec: ModelSpec, evidence: Evidence, facts: ModelFacts) -> dict[str, Values]:
@@ -334,6 +341,15 @@ def record(tx: sa.Connection, result: CheckResult, *, created: datetime | None =
             return int(tx.execute(query).scalar_one())
     except sa.exc.IntegrityError:  # PostgreSQL: another process recorded it since we looked
         return int(tx.execute(known).scalar_one())
+
+
+def recorded(ledger: Ledger, model: str, at: datetime) -> CheckResult | None:
+    """The check of a model at this very moment, if it was kept."""
+    table = schema.checks
+    query = sa.select(table.c.result).where(table.c.model == model, table.c.at == at)
+    with ledger.read() as tx:
+        text = tx.scalar(query)
+    return msgspec.json.decode(text, type=CheckResult) if text else None
 
 
 def recent(ledger: Ledger, model: str, before: datetime, limit: int) -> list[CheckResult]:

@@ -37,13 +37,16 @@ def estimated(
         since: the window's start: event-time windows that began before it are not whole.
     """
     spec, mine = baseline.spec, outcome.only_version(rows, version)
-    known = _estimator(baseline, reference, settings)
     rests = outcome.source(mine, version)
+    if not len(mine):
+        why = f"no row of the window was answered by v{version}"
+        return Estimated(method="", source=rests, why=why, track=track)
+    known = _estimator(baseline, reference, settings)
     if not known.method:
         return Estimated(method="", source=rests, why=known.why, track=track)
     values = known.whole(mine.inputs, mine.outputs)
     if not values:
-        why = f"no row of the window was answered by v{version}"
+        why = f"no row of v{version} has a usable answer"
         return Estimated(method=known.method, source=rests, why=why, track=track)
     then = outcome.expected(baseline, reference, settings)
     figures = tuple(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from core.times import spell
 from monitor.figures import Estimated, Figure, Measured, Proof, ShelfLife
 from monitor.measure.metrics import NAMES
-from monitor.results import Staleness
+from monitor.results import LabelFacts, Staleness
 from monitor.wording import figure
 
 _SEGMENTS = 3  # worst segments that are named
@@ -81,3 +81,20 @@ def age_line(ages: Staleness) -> str:
     )
     known = [f"{name} {spell(timedelta(seconds=age))}" for name, age in told if age is not None]
     return f"ages: {', '.join(known)}" if known else ""
+
+
+def label_lines(found: LabelFacts) -> list[str]:
+    """How complete the labels are, what is odd about them, and what is left out of every number."""
+    lines = []
+    if found.matured_coverage is not None:
+        share = f"{100 * found.matured_coverage:.0f} % of the {found.matured or 0:,} rows due"
+        lines.append(f"labels: {share} have theirs")
+    odd = (
+        ("said twice", found.repeated),
+        ("corrected", found.corrected),
+        ("for predictions that are not in the log", found.unknown),
+    )
+    named = [f"{count:,} {what}" for what, count in odd if count]
+    if named:
+        lines.append(f"labels: {', '.join(named)}; the last one said counts")
+    return lines + [f"labels: {problem.text}; left out" for problem in found.problems]

@@ -24,7 +24,7 @@ class Source(Struct, frozen=True, kw_only=True):
     until: datetime | None = None
     known_after: datetime | None = None  # their labels became known after this moment …
     known_at: datetime | None = None  # … until this one; None: labels play no part
-    segments: tuple[str, ...] = ()  # sha256 of the sealed files read for them; others were hot
+    digest: str = ""  # blake2b of their ids, in order of time: the same rows have the same
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -118,6 +118,15 @@ class Proof(Struct, frozen=True, kw_only=True):
     since: datetime | None = None  # when it was proven first
     until: datetime | None = None  # labels known up to here have been counted
     bets: tuple[float, ...] = ()  # what each bet's evidence has grown to (its logarithm)
+
+
+class Arrivals(Struct, frozen=True, kw_only=True):
+    """Rows that arrived since the check before, whatever their event time."""
+
+    rows: int
+    newest: datetime | None = None  # when the last one arrived
+    delay: float | None = None  # median seconds from event time to arrival
+    late: float = 0.0  # share of them later than the settings allow
 
 
 class Within(Struct, frozen=True, kw_only=True):

@@ -14,8 +14,7 @@ import numpy as np
 
 from core.settings import ModelSettings, span
 from core.times import iso, spell
-from monitor.figures import Forecast, ShelfLife
-from monitor.log.arrivals import Arrivals
+from monitor.figures import Arrivals, Forecast, ShelfLife
 from monitor.results import CheckResult, Finding, Staleness
 
 SOON = 7.0  # days: a life that ends within them, probably, is a ticket
@@ -42,24 +41,23 @@ def arriving(found: Arrivals | None, settings: ModelSettings) -> bool:
     """Whether rows do arrive, and most of them late."""
     if found is None or found.rows < settings.min_rows:
         return False
-    return found.share(late_after(settings).total_seconds()) > _MOST
+    return found.late > _MOST
 
 
 def data(
     found: Arrivals | None, newest: datetime | None, at: datetime, settings: ModelSettings
 ) -> list[Finding]:
     """Rows that arrive after the windows they belong to: no check judges them."""
-    if found is None or found.median is None or not arriving(found, settings):
+    if found is None or found.delay is None or not arriving(found, settings):
         return []
     limit = late_after(settings)
-    share = found.share(limit.total_seconds())
     title = (
-        f"rows arrive {spell(timedelta(seconds=found.median))} after they were asked (median of "
+        f"rows arrive {spell(timedelta(seconds=found.delay))} after they were asked (median of "
         f"{found.rows:,})"
     )
     text = (
-        f"{title}; {100 * share:.0f} % of them later than {spell(limit)}, which is too late for "
-        f"any check's window"
+        f"{title}; {100 * found.late:.0f} % of them later than {spell(limit)}, too late for any "
+        f"check's window"
     )
     if newest is not None:
         text += f"; the newest row is of {iso(newest)}"
@@ -94,7 +92,7 @@ def monitor(history: Sequence[CheckResult], at: datetime, settings: ModelSetting
         return []
     title = f"nobody watched for {spell(timedelta(seconds=gap))}: no check since {iso(moments[0])}"
     text = f"{title}, expected every {spell(timedelta(seconds=usual))}; `shelflife doctor` says why"
-    return [Finding(cause="monitor", severity="ticket", title=title, text=text, since=moments[0])]
+    return [Finding(cause="unwatched", severity="ticket", title=title, text=text, since=moments[0])]
 
 
 def shelf_life(

@@ -8,6 +8,7 @@ they will turn out is `monitor.estimating`, the proof that may be looked at any 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, cast
@@ -76,7 +77,7 @@ def source(rows: Rows, version: str, *, known: tuple[datetime, datetime] | None 
         until=times.max().to_pydatetime() if len(rows) else None,
         known_after=known[0] if known else None,
         known_at=known[1] if known else None,
-        segments=rows.segments,
+        digest=hashlib.blake2b("\n".join(rows.meta["id"]).encode(), digest_size=16).hexdigest(),
     )
 
 

@@ -27,6 +27,7 @@ from monitor.results import CheckResult
 if TYPE_CHECKING:
     import pandas as pd
 
+SURE = 2.0  # standard errors of the baseline's mean, so that its own luck breaks no promise
 ALPHA = 0.05  # share of lives without decay that may ever be called decaying by the proof
 
 
@@ -109,7 +110,7 @@ def _line(
             tolerance = (1 + tolerance) ** 2 - 1
         if not len(losses):
             return None
-        return sequential.line(losses, expected=mean, tolerance=tolerance)
+        return sequential.line(losses, expected=mean, tolerance=tolerance, sure=SURE)
 
     key = ("line", metric, settings.tolerance, value, baseline.created)
     return kept(reference, key, made)

@@ -60,7 +60,7 @@ def render(
         InputError: no column has values in both frames.
     """
     os.environ["DO_NOT_TRACK"] = os.environ["EVIDENTLY_DISABLE_TELEMETRY"] = "1"
-    before, now = _readable(spec, _thinned(reference)), _readable(spec, _thinned(current))
+    before, now = readable(spec, _thinned(reference)), readable(spec, _thinned(current))
     shared = [
         name
         for name in before
@@ -93,8 +93,12 @@ def _encoded(spec: ModelSpec, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(y=encode_labels(spec, frame["y"].tolist())[0])
 
 
-def _readable(spec: ModelSpec, frame: pd.DataFrame) -> pd.DataFrame:
-    """The spec's columns with one type each: float64, or strings; anything else is missing."""
+def readable(spec: ModelSpec, frame: pd.DataFrame) -> pd.DataFrame:
+    """The spec's columns with one type each, float64 or strings; anything else is missing.
+
+    Args:
+        frame: columns `in:<name>` and `out:<name>`; outputs become `output <name>`.
+    """
     import pandas as pd
 
     columns = {f"in:{f.name}": (f.name, f.kind) for f in spec.features}

@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from monitor.figures import Estimated, Measured, Proof, ShelfLife
+from monitor.figures import Arrivals, Estimated, Measured, Proof, ShelfLife
 
 State = Literal["healthy", "drifting", "decaying", "stale", "broken_feed", "insufficient_data"]
 Severity = Literal["page", "ticket", "note"]
@@ -41,6 +41,7 @@ class ColumnDrift(Struct, frozen=True, kw_only=True):
     statistics: tuple[Statistic, ...]
     drifted: bool
     why: str = ""  # why it could not be measured
+    counts: tuple[int, ...] = ()  # values of the window in each cell of the baseline's profile
 
 
 class QualityIssue(Struct, frozen=True, kw_only=True):
@@ -207,8 +208,10 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     labels: LabelFacts | None = None  # None in checks from before it was measured
     not_logged: tuple[str, ...] = ()  # inputs that privacy settings keep out: not judged
     causes: tuple[Cause, ...] = ()  # what carries the loss; looked for only where it is worse
+    joint: tuple[ColumnDrift, ...] = ()  # pairs, all columns at once, texts, metrics by name
     causes_why: str = ""  # why nothing is named although it is worse, and what was not tried
     measured: Measured | None = None  # every realised metric; None in older checks
     estimated: Estimated | None = None  # of rows whose labels are missing
     proof: Proof | None = None  # of a loss above the tolerance, at any time; None: no label yet
+    arrivals: Arrivals | None = None  # when rows came, beside when they were asked
     shelf_life: ShelfLife | None = None  # how long the version lasts

@@ -16,8 +16,8 @@ from msgspec import Struct
 from core.settings import ModelSettings, span
 from core.times import spell
 from monitor import lateness
-from monitor.figures import Proof, ShelfLife
-from monitor.log.arrivals import Arrivals
+from monitor.figure_words import proof_line
+from monitor.figures import Arrivals, Proof, ShelfLife
 from monitor.results import (
     Cause,
     CheckResult,
@@ -108,7 +108,7 @@ def judged_causes(result: CheckResult, min_rows: int) -> frozenset[str]:
     Without labels of this version decay is neither there nor gone, and a broken feed hides both
     drift and decay.
     """
-    causes = {"no_data", "stale", "late_data", "late_labels", "monitor", "shelf_life"}
+    causes = {"no_data", "stale", "late_data", "late_labels", "unwatched", "shelf_life"}
     if result.performance.worse is not None and result.state != "broken_feed":
         causes.add("decay")
     if result.rows >= min_rows:
@@ -131,9 +131,8 @@ def _state(
         return "decaying", _sentence(titles["decay"])
     if "late_data" in titles and evidence.rows < settings.min_rows:
         return "broken_feed", _sentence(titles["late_data"])
-    for cause in ("stale", "shelf_life"):
-        if cause in titles:
-            return "stale", _sentence(titles[cause], labels)
+    if "stale" in titles:
+        return "stale", _sentence(titles["stale"], labels)
     if evidence.rows < settings.min_rows:
         few = f"{evidence.rows:,} rows in the window, fewer than the {settings.min_rows:,} needed"
         return "insufficient_data", _sentence(few, labels)
@@ -154,6 +153,8 @@ def _labels(evidence: Evidence) -> str:
     """What the labels say, or when they will."""
     performance, version = evidence.performance, evidence.version
     if performance.worse is True:
+        if evidence.proof is not None:
+            return f"{loss_title(performance)}, {proof_line(evidence.proof)}"
         return f"{loss_title(performance)}, worse in one check, the next one decides"
     if performance.worse is False:
         return loss_title(performance)
@@ -212,18 +213,24 @@ def _broken(cause: str, issues: Sequence[QualityIssue], since: datetime | None) 
 def _decay(
     evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings, *, muted: bool
 ) -> list[Finding]:
-    """Loss beyond the tolerance; muted by a broken feed, whose page tells of the same trouble."""
+    """Loss beyond the tolerance; muted by a broken feed, whose page tells of the same trouble.
+
+    It opens when the proof is there, which may be looked at in every check without more false
+    alarms; without a proof to look at, when two checks of three agree; and at once when the loss is
+    far beyond the line.
+    """
     performance, before = evidence.performance, _earlier(same, "decay")
     worse = performance.worse is True
     streak = [check for check in same[: _LOOKS - 1] if check.performance.worse is True]
-    opens = worse and not muted and (bool(streak) or _severe(performance, settings.tolerance))
+    agreed = bool(streak) if evidence.proof is None else evidence.proof.proven
+    opens = worse and not muted and (agreed or _severe(performance, settings.tolerance))
     held = muted or _still_high(performance, settings.tolerance)
     if not opens and not (before and held):
         return []
     since = before.since if before and before.since else _first_worse(evidence.at, same)
     title = f"{loss_title(performance)}, since {day(since, evidence.at)}"
     columns = tuple(column.column for column in ranked_columns(evidence.drift))
-    text = _decay_text(performance, len(streak) + worse, columns, evidence.causes)
+    text = _decay_text(evidence, len(streak) + worse, columns)
     return [_finding("decay", "page", title, since, text=text, columns=columns, clearing=not opens)]
 
 
@@ -250,13 +257,14 @@ def _first_worse(at: datetime, same: Sequence[CheckResult]) -> datetime:
     return first
 
 
-def _decay_text(
-    performance: Performance, times: int, columns: Sequence[str], causes: Sequence[Cause]
-) -> str:
+def _decay_text(evidence: Evidence, times: int, columns: Sequence[str]) -> str:
+    performance, causes = evidence.performance, evidence.causes
     parts = [
         f"{loss_title(performance)}; expected {figure(performance.expected)}",
         f"worse than tolerated in {times} of the last {_LOOKS} checks",
     ]
+    if evidence.proof is not None:
+        parts.append(proof_line(evidence.proof))
     if performance.coverage is not None:
         parts.append(f"{100 * performance.coverage:.0f} % of the rows old enough have their label")
     if causes:
@@ -281,7 +289,9 @@ def _drift(
     evidence: Evidence, same: Sequence[CheckResult], settings: ModelSettings, *, muted: bool
 ) -> list[Finding]:
     before = _earlier(same, "drift")
-    earlier = {c.column for check in same[: _LOOKS - 1] for c in check.drift if c.drifted}
+    earlier = {
+        c.column for check in same[: _LOOKS - 1] for c in (*check.drift, *check.joint) if c.drifted
+    }
     ranked = ranked_columns(evidence.drift)
     confirmed = [column for column in ranked if column.column in earlier]
     since = before.since if before else evidence.at

@@ -13,6 +13,9 @@ from monitor.results import Cause, ColumnDrift, Performance, Statistic
 _NAMED = 3  # columns a title names
 STATISTICS = {"psi": "PSI", "js": "JS", "hellinger": "Hellinger", "tv": "TV", "wasserstein": "W1",
     "ks": "KS", "chi2": "χ²", "location": "location z", "spread": "spread z", "shape": "shape z",
+    "correlation": "correlation z", "rank_correlation": "rank correlation",
+    "classifier": "classifier z", "auc": "area under the curve",
+    "evidently_above": "value", "evidently_below": "value",
     "tail": "tail z", "missing": "missing z", "levels": "categories z", "level": "one category z",
 }  # fmt: skip
 
@@ -28,7 +31,9 @@ def strength(column: ColumnDrift) -> float:
 
 def _ratio(statistic: Statistic) -> float:
     if statistic.value is None or not statistic.threshold:
-        return 0.0
+        return 1.0 if statistic.alarm else 0.0
+    if statistic.name.startswith("evidently_"):  # lines of either side and sign
+        return 1.0 if statistic.alarm else 0.0
     return statistic.value / statistic.threshold
 
 
@@ -58,7 +63,10 @@ def _strongest(column: ColumnDrift) -> Statistic:
 def told(statistic: Statistic) -> str:
     """`location z 7.10, line 5.00, over the last 4 h`."""
     name = STATISTICS.get(statistic.name, statistic.name)
-    text = f"{name} {figure(statistic.value)}, line {figure(statistic.threshold)}"
+    line = f"line {figure(statistic.threshold)}" if statistic.threshold is not None else ""
+    text = ", ".join(
+        part for part in (f"{name} {figure(statistic.value)}", line or statistic.why) if part
+    )
     if statistic.over_s is None:
         return text
     return f"{text}, over the last {spell(timedelta(seconds=statistic.over_s))}"

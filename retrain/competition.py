@@ -33,7 +33,7 @@ def compete(
     *,
     judged_rows: int,
     past: Sequence[dict[str, float]],
-    indifferent: float,
+    indifferent: float | None,
     metric: Metric | None,
 ) -> Choice | None:
     """Which window wins; None where there is nothing to choose from.

@@ -45,7 +45,7 @@ class Job(Struct, frozen=True, kw_only=True):
     metric: Metric | None = None  # the loss that windows and search compete by; the spec's if None
     windows: tuple[Window, ...] = ()  # what may be learned from; several compete
     past: tuple[dict[str, float], ...] = ()  # `Score.relative` by window of earlier runs
-    indifferent: float = 0.0  # share of the loss that is not worth a competition
+    indifferent: float | None = 0.0  # share of the loss that is not worth a competition
     judged_rows: int = 0  # newest training rows on which they compete
     search: SearchSettings = SearchSettings()
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _MOST_ROWS = 5_000  # of one part that a lesson is learned from, and that it is judged on
 
 
+#: Lessons by version and moment of the observation whose rows taught them; None: none were left.
+Learned = dict[tuple[str, datetime], Lesson | None]
+
+
 class Normal(Struct, frozen=True, kw_only=True):
     """What counts as normal for the champion now, in losses per row (squared errors for RMSE)."""
 
@@ -89,11 +93,14 @@ def look(
     promoted: datetime | None,
     normal: Normal,
     eager: bool,
+    learned: Learned | None = None,
     at: datetime,
 ) -> Observation | None:
     """The next observation, if one is due; reads, and writes nothing.
 
     Args:
+        learned: lessons of earlier looks, added to; for a replay, whose log keeps nothing back. A
+            service learns anew, so that a restart changes nothing.
         normal: see there; `expected` is the baseline's, before any refusal.
         eager: do not wait for a whole window: something else says that the model does harm.
     """
@@ -111,11 +118,21 @@ def look(
     metric = settings.metric or baseline.spec.metric
     made = probe(baseline.spec, _reference_outputs(baseline, reference), metric)
     first = series[-KEPT].since if len(series) >= KEPT else promoted
-    rows = log.read(model, known_at=at, known_after=first, version=version, labelled=True)
-    parts = _parts(made, rows, series[-KEPT:], before, at)
+    earlier = series[-KEPT:]
+    kept = learned is not None and all((version, one.at) in learned for one in earlier)
+    start = before if kept else first
+    rows = log.read(model, known_at=at, known_after=start, version=version, labelled=True)
+    parts = _parts(made, rows, () if kept else earlier, before, at)
     if parts[-1] is None:
         return None
-    lessons: list[Lesson] = [learn(made, one) for one in parts[:-1] if one is not None]
+    if learned is not None and kept:
+        found = [learned[version, one.at] for one in earlier]
+    else:
+        found = [None if one is None else learn(made, one) for one in parts[:-1]]
+    if learned is not None:
+        learned.update(zip(((version, one.at) for one in earlier), found, strict=True))
+        learned[version, at] = learn(made, parts[-1])
+    lessons = [one for one in found if one is not None]
     expected = normal.expected
     if normal.refused_at is not None:
         past = [seen for seen in series if seen.at <= normal.refused_at]
@@ -146,10 +163,11 @@ def _parts(
     """Rows by the observation in whose stretch their label arrived; the newest part last."""
     import pandas as pd
 
-    known = rows.meta["label_time"]
+    known, asked = rows.meta["label_time"], rows.meta["time"]
     found: list[Part | None] = []
     for start, end in [*((seen.since, seen.at) for seen in series), (before, at)]:
-        mine = known <= pd.Timestamp(end)
+        # A row of the very moment belongs to the next stretch: whether it was there is luck.
+        mine = (known <= pd.Timestamp(end)) & (asked < pd.Timestamp(end))
         if start is not None:
             mine &= known > pd.Timestamp(start)
         found.append(_part(made, rows, np.flatnonzero(mine.to_numpy(bool))))

@@ -127,9 +127,14 @@ def past_scores(ledger: Ledger, model: str, *, before: datetime) -> tuple[dict[s
 
 def indifferent(
     settings: ModelSettings, account: Account, *, champion_until: datetime | None
-) -> float:
+) -> float | None:
     """The share of the loss that is not worth a competition of this run's windows: the candidate
-    will probably serve as long as the champion's training data is old now."""
+    will probably serve as long as the champion's training data is old now. None where the served
+    loss has changed within the rows of `recent`: earlier competitions were about another world."""
+    if account.change is not None and any(
+        window.name == "recent" and window.since < account.change for window in account.windows
+    ):
+        return None
     singles = len([window for window in account.windows if not window.parts])
     lasts = 1.0
     if champion_until is not None:

@@ -21,6 +21,7 @@ from retrain import run as runs
 from retrain.dataset import ROLES, Account, Dataset, Slice, content, input_columns
 from retrain.run import RunContext
 from retrain.source import open_source
+from retrain.training import spell_labels
 from retrain.wording import plural
 
 if TYPE_CHECKING:
@@ -86,6 +87,20 @@ def rebuild(context: RunContext, run_id: str) -> Dataset:
             f"(sha256 {account.content[:12]}… recorded)"
         )
     return Dataset(train=parts["train"], holdout=parts["holdout"], account=account)
+
+
+def table(data: Dataset, spec: ModelSpec) -> pd.DataFrame:
+    """A dataset as one table: inputs, the target as it is spelled, `time`, `id` and `part`."""
+    import pandas as pd
+
+    frames = []
+    for name, part in (("train", data.train), ("holdout", data.holdout)):
+        frame = part.inputs.reset_index(drop=True)
+        frame[spec.target] = spell_labels(spec, part.y)
+        frame["time"] = pd.to_datetime(list(part.times), utc=True)
+        frame["id"], frame["part"] = list(part.ids), name
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
 def _named(context: RunContext, run: runs.RunState) -> pd.DataFrame:

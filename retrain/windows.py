@@ -157,17 +157,21 @@ def choose(
 
 
 def settled(
-    windows: Sequence[Window], past: Sequence[Mapping[str, float]], *, indifferent: float = 0.0
+    windows: Sequence[Window],
+    past: Sequence[Mapping[str, float]],
+    *,
+    indifferent: float | None = 0.0,
 ) -> Choice | None:
     """The window that earlier runs have settled on; None while a competition is worth its fits.
 
     Args:
         windows: those that would compete.
         past: see `choose`; an empty entry is a run that held no competition.
-        indifferent: share of the loss that is not worth a competition (`indifference`).
+        indifferent: share of the loss that is not worth a competition (`indifference`); None: the
+            loss has just changed, and what earlier runs saw says nothing.
     """
     held = [run for run in past if run]
-    if len(held) < 2 or any(w.name not in held[-1] for w in windows):
+    if indifferent is None or len(held) < 2 or any(w.name not in held[-1] for w in windows):
         return None
     since = next(index for index, run in enumerate(reversed(past)) if run)
     leads = {w.name: _carried(past, w.name) for w in windows}
@@ -202,7 +206,7 @@ def fits_ahead(
     past: Sequence[Mapping[str, float]],
     *,
     trials: int = 0,
-    indifferent: float = 0.0,
+    indifferent: float | None = 0.0,
 ) -> float:
     """How many fits the next run will probably take, the competition's included.
 

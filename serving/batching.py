@@ -30,6 +30,7 @@ from core.errors import InputError, NotReady, QueueFull, TooLate
 from serving.backend import Columns, Model, ModelFailed, Outputs
 from serving.columns import stacked
 from serving.cost import Cost
+from serving.timings import Timings
 from serving.turns import Share, Turns
 
 
@@ -56,6 +57,7 @@ class _Request(Struct, eq=False):
     rows: int
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Outputs]
+    began: float
 
 
 _Result = tuple[_Request, Outputs | Exception]
@@ -92,6 +94,7 @@ class Batcher:
         self._busy = False  # the model is being asked
         self._scheduled = False  # the event loop will ask it in a moment
         self._closed = False
+        self.timings = Timings()
         self._thread: threading.Thread | None = None
 
     async def infer(self, columns: Columns, rows: int, *, within: float | None = None) -> Outputs:
@@ -108,7 +111,7 @@ class Batcher:
             ModelFailed: the model raised anything else, or answered what is not a number.
         """
         loop = asyncio.get_running_loop()
-        request = _Request(columns, rows, loop, loop.create_future())
+        request = _Request(columns, rows, loop, loop.create_future(), perf_counter())
         with self._wake:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
@@ -271,8 +274,10 @@ class Batcher:
             return [], 0.0
         started = perf_counter()
         results = self._answer(batch)
-        seconds = perf_counter() - started
-        self._cost.saw(sum(request.rows for request in batch), seconds)
+        ended, rows = perf_counter(), sum(request.rows for request in batch)
+        seconds = ended - started
+        self._cost.saw(rows, seconds)
+        self.timings.batch([ended - request.began for request in batch], rows)
         return results, seconds
 
     def _answer(self, batch: list[_Request]) -> list[_Result]:

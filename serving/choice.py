@@ -75,6 +75,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     variant: str
     reason: str  # a sentence
     profile: Profile
+    asked: str = "auto"  # the setting `serving.backend` under which it was made
     budget_ms: float  # of the `latency` profile
     tolerance: float
     rows: int  # real rows that were compared
@@ -143,8 +144,8 @@ def pick(
 
     `latency`: the lowest p99 of one row, among those within the budget where there are any.
     `throughput`: the most rows a second at the largest batch. Candidates within a quarter of the
-    best are alike, and the one nearest to the estimator's answers is taken, on the CPU before a
-    GPU: a device is never chosen where it is slower.
+    best (by p99 or by median) are alike, and the one nearest to the estimator's answers is taken;
+    a GPU only where it is the best itself: it is never chosen where it is slower.
 
     Args:
         candidates: at least one of them has passed.
@@ -152,26 +153,30 @@ def pick(
     passed = [each for each in candidates if each.status in ("passed", "chosen") and each.timings]
     if profile == "latency":
         costs = {each.name: each.timings[0].p99_ms for each in passed}
+        medians = {each.name: each.timings[0].p50_ms for each in passed}
         within = [each for each in passed if costs[each.name] <= budget_ms]
         what = "the lowest p99 of one row"
     else:
         costs = {each.name: 1e3 / max(each.timings[-1].rows_per_s, 1e-9) for each in passed}
-        within, what = passed, f"the most rows a second, {passed[0].timings[-1].rows} at a time"
+        medians, within = costs, passed
+        what = f"the most rows a second, {passed[0].timings[-1].rows} at a time"
     field = within or passed
     best = min(field, key=lambda each: costs[each.name])
-    alike = [
-        each
-        for each in field
-        if costs[each.name] <= ALIKE * costs[best.name] and (each.device == "cpu" or each is best)
-    ]
+
+    def near(each: Candidate) -> bool:
+        # A 99th percentile of few calls is the machine's noise as much as the candidate's.
+        close = any(of[each.name] <= ALIKE * of[best.name] for of in (costs, medians))
+        return each is best or (close and each.device == "cpu")
+
+    alike = [each for each in field if near(each)]
     taken = min(alike, key=lambda each: (each.difference or 0.0, costs[each.name]))
     if profile == "latency":
         figure = f"{costs[taken.name]:.3g} ms"
     else:
         figure = f"{taken.timings[-1].rows_per_s:,.0f}"
     note = "" if within else f"; none keeps the budget of {budget_ms:g} ms"
-    near = "" if taken is best else f" (alike with {best.name}, and nearer to the estimator)"
-    return taken, f"{taken.name} has {what}: {figure}{near}{note}"
+    why = "" if taken is best else f" (alike with {best.name}, and nearer to the estimator)"
+    return taken, f"{taken.name} has {what}: {figure}{why}{note}"
 
 
 def settle(choice: Choice, taken: Candidate, reason: str) -> Choice:

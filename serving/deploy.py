@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
 import shutil
 import tempfile
@@ -26,11 +25,11 @@ from core.errors import NotFound, ShelflifeError, UntrustedArtifact
 from core.files import sha256_tree, sync_folder, write_atomic
 from core.ledger import Ledger
 from core.spec import Feature, Kind, ModelSpec, Scalar
-from serving import backends, choice, interpreters, store
+from serving import backends, interpreters, store
 from serving.backend import Model
 from serving.columns import columns_of
 from serving.heartbeat import Served, served_by, wall_clock
-from serving.interpreters import Interpreted, Wanted
+from serving.interpreters import Wanted
 from serving.store import Manifest, Pointer, Sample, Target
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
     from registry.versions import Registry, Version
 
-_log = logging.getLogger("shelflife.serving")
 _SAMPLE_ROWS = 32  # of the reference, to warm workers and prove their answers
 _POLL = 0.05  # seconds between looks at the workers' heartbeats
 
@@ -100,6 +98,8 @@ def sync(
     pointer = _pointed_at(path)
     served = pointer.champion if pointer is not None else None
     target = _kept(ledger, home, model, served, champion, clock)
+    if target is not None and not interpreters.as_wanted(home, model, target.version, wanted):
+        target = None  # the operator changed serving.backend or the profile
     changed = target is None
     if target is None:
         target = prepare(registry, home, champion, trust_pickle=trust_pickle, wanted=wanted)
@@ -191,8 +191,14 @@ def prepare(
             )
         write_atomic(folder / store.SPEC, msgspec.json.encode(spec))
         name, sample = "native", None
-        if wanted is not None and rows is not None and _worth_choosing(reference, wanted):
-            assert reference is not None  # noqa: S101 - its rows are the sample's
+        found = interpreters.unmeasured(
+            spec, version.version, reference, wanted, trust_pickle=trust_pickle
+        )
+        measured = found is None
+        if found is None:
+            assert wanted is not None  # noqa: S101 - otherwise nothing is measured
+            assert reference is not None  # noqa: S101
+            assert rows is not None  # noqa: S101
             chosen = interpreters.interpret(
                 home, files, spec, reference, rows, wanted,
                 version=version.version, sha256=version.sha256, trust_pickle=trust_pickle,
@@ -200,10 +206,12 @@ def prepare(
             name, sample = chosen.backend, chosen.sample
             shutil.rmtree(files)
             _copy(chosen.files, files)
-            _tell(registry, home, version, chosen)
+            found, measured = chosen.choice, chosen.measured
         else:
             loaded = backends.load(name, files, spec, threads=1, trust_pickle=trust_pickle)
             sample = _answers(loaded, spec, rows)
+        if wanted is not None:
+            interpreters.tell(registry, home, version, found, measured=measured)
         manifest = Manifest(
             model=spec.name,
             backend=name,
@@ -216,32 +224,6 @@ def prepare(
         final = store.prepared(home, hashlib.sha256(data).hexdigest())
         _put(folder, final)
     return Target(version=version.version, folder=final.name, backend=name, sha256=version.sha256)
-
-
-def _worth_choosing(reference: pd.DataFrame | None, wanted: Wanted) -> bool:
-    """Whether there is a choice, and rows enough to prove it on."""
-    rows = 0 if reference is None else len(reference)
-    return wanted.settings.backend != "native" and rows >= wanted.settings.proof_rows
-
-
-def _tell(registry: Registry, home: Path, version: Version, chosen: Interpreted) -> None:
-    """Keep the table beside the version, here and in MLflow; serving does not depend on it."""
-    found = chosen.choice
-    choice.write(home, found)
-    if not chosen.measured and "shelflife.interpreter" in version.tags:
-        return
-    taken = found.chosen
-    name = taken.name if taken is not None else found.backend
-    p99 = taken.timings[0].p99_ms if taken is not None and taken.timings else None
-    try:
-        registry.attach(version, "interpreters.json", msgspec.json.encode(found))
-        registry.tag(
-            version, interpreter=name, interpreter_p99_ms=None if p99 is None else f"{p99:.4g}"
-        )
-    except ShelflifeError as error:
-        _log.warning(
-            "interpreters_not_recorded", extra={"model": version.model, "error": str(error)}
-        )
 
 
 def wait_served(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core import schema
 from core.ledger import Ledger
 from serving.swap import Slots
+from serving.timings import Tally
 
 _log = logging.getLogger("shelflife.serving")
 EVERY = 2.0  # seconds
@@ -34,6 +36,7 @@ class Heartbeat:
     ) -> None:
         self._ledger, self._slots, self._worker, self._clock = ledger, slots, worker, clock
         self._wake = threading.Event()
+        self._hours: dict[tuple[str, str, datetime], Tally] = {}
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
 
@@ -54,9 +57,11 @@ class Heartbeat:
     def _work(self) -> None:
         while not self._stopped:
             self._try(self._rows())
+            self._tell_traffic()
             self._wake.wait(EVERY)
             self._wake.clear()
         self._try([])
+        self._tell_traffic()
 
     def _rows(self) -> list[dict[str, Any]]:
         now, rows = self._clock(), []
@@ -78,6 +83,43 @@ class Heartbeat:
                 }
             )
         return rows
+
+    def _tell_traffic(self) -> None:
+        """Write this hour's counts, whole: a beat that failed is made good by the next."""
+        hour = self._clock().replace(minute=0, second=0, microsecond=0)
+        changed = []
+        for slot in self._slots.all():
+            loaded = slot.current
+            found = loaded.batcher.timings.take() if loaded else None
+            if loaded is not None and found is not None and found.requests:
+                # Of the version, and of all models together: a fleet's page reads that one row.
+                for key in ((slot.model, loaded.target.version, hour), ("", "", hour)):
+                    self._hours.setdefault(key, Tally(cells={})).add(found)
+                    changed.append(key)
+        self._hours = {key: kept for key, kept in self._hours.items() if key[2] == hour}
+        if changed:
+            self._save_traffic(sorted(set(changed)))
+
+    def _save_traffic(self, keys: list[tuple[str, str, datetime]]) -> None:
+        table = schema.traffic
+        try:
+            with self._ledger.write() as tx:
+                for model, version, hour in keys:
+                    tally = self._hours[model, version, hour]
+                    values = {
+                        "requests": tally.requests,
+                        "rows": tally.rows,
+                        "batches": tally.batches,
+                        "cells": msgspec.json.encode(tally.cells).decode(),
+                    }
+                    key = {
+                        "worker": self._worker, "model": model, "version": version, "hour": hour,
+                    }  # fmt: skip
+                    mine = [table.c[name] == value for name, value in key.items()]
+                    if not tx.execute(table.update().where(*mine).values(**values)).rowcount:
+                        tx.execute(table.insert().values(**key, **values))
+        except SQLAlchemyError as error:
+            _log.warning("traffic_not_written", extra={"error": str(error)})
 
     def _try(self, rows: list[dict[str, Any]]) -> None:
         table = schema.workers

@@ -28,12 +28,14 @@ from core.files import write_atomic
 from core.settings_interpreters import InterpreterSettings
 from core.spec import ModelSpec, Scalar
 from core.times import duration
-from serving.choice import Choice
+from serving.choice import Choice, read, write
 from serving.interpreting import Job, Result
 from serving.store import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from registry.versions import Registry, Version
 
 _log = logging.getLogger("shelflife.serving")
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
@@ -86,6 +88,8 @@ def interpret(
         ShelflifeError: it cannot be loaded or measured.
     """
     settings = wanted.settings
+    if len(reference) < settings.proof_rows:
+        settings = msgspec.structs.replace(settings, backend="native")
     job = Job(
         model=spec.name,
         version=version,
@@ -110,7 +114,7 @@ def interpret(
         measured = False
     assert known.choice is not None  # noqa: S101 - `_measure` refuses a result without one
     assert known.sample is not None  # noqa: S101
-    choice = msgspec.structs.replace(known.choice, version=version)
+    choice = msgspec.structs.replace(known.choice, version=version, asked=wanted.settings.backend)
     return Interpreted(
         backend=choice.backend,
         files=final / "model",
@@ -120,6 +124,77 @@ def interpret(
     )
 
 
+def unmeasured(
+    spec: ModelSpec,
+    version: str,
+    reference: pd.DataFrame | None,
+    wanted: Wanted | None,
+    *,
+    trust_pickle: bool,
+) -> Choice | None:
+    """The choice that needs no measuring: the estimator itself, and why; None: measure.
+
+    A model whose pickles are trusted goes to the subprocess wherever there are rows to ask it,
+    because there its code finds nothing to take.
+
+    Args:
+        reference: the complete real rows, if there are any.
+    """
+    rows = 0 if reference is None else len(reference)
+    settings = InterpreterSettings() if wanted is None else wanted.settings
+    if wanted is not None and trust_pickle and rows:
+        return None
+    if wanted is None or settings.backend == "native":
+        reason = "the estimator itself was asked for"
+    elif rows < settings.proof_rows:
+        reason = (
+            f"{rows} complete rows in the baseline, {settings.proof_rows} would prove another "
+            "interpreter (serving.proof_rows)"
+        )
+    else:
+        return None
+    return Choice(
+        model=spec.name,
+        version=version,
+        backend="native",
+        variant="frame",
+        reason=reason,
+        profile=settings.profile,
+        asked=settings.backend,
+        budget_ms=50.0 if wanted is None else wanted.budget_ms,
+        tolerance=settings.tolerance,
+        rows=0,
+        candidates=(),
+    )
+
+
+def as_wanted(home: Path, model: str, version: str, wanted: Wanted | None) -> bool:
+    """Whether what a version was prepared with is what the settings ask for now."""
+    table = read(home, model, version)
+    if wanted is None or table is None:
+        return True
+    settings = wanted.settings
+    return (table.asked, table.profile) == (settings.backend, settings.profile)
+
+
+def tell(
+    registry: Registry, home: Path, version: Version, choice: Choice, *, measured: bool
+) -> None:
+    """Keep the table of a version, here and in MLflow; serving does not depend on the latter."""
+    write(home, choice)
+    taken = choice.chosen
+    if taken is None or (not measured and "shelflife.interpreter" in version.tags):
+        return
+    p99 = f"{taken.timings[0].p99_ms:.4g}" if taken.timings else None
+    try:
+        registry.attach(version, "interpreters.json", msgspec.json.encode(choice))
+        registry.tag(version, interpreter=taken.name, interpreter_p99_ms=p99)
+    except ShelflifeError as error:
+        _log.warning(
+            "interpreters_not_recorded", extra={"model": version.model, "error": str(error)}
+        )
+
+
 def _measure(scratch: Path, model: Path, reference: pd.DataFrame, job: Job, within: object) -> None:
     """Run the subprocess in a scratch folder."""
     shutil.copytree(model, scratch / "model")
@@ -127,9 +202,10 @@ def _measure(scratch: Path, model: Path, reference: pd.DataFrame, job: Job, with
     (scratch / "job.json").write_bytes(msgspec.json.encode(job))
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     root = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     threads = str(job.threads)
     environment = passed | {
-        "PYTHONPATH": root,
+        "PYTHONPATH": paths,
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": threads,

@@ -38,7 +38,7 @@ from serving.columns import columns_of
 from serving.shadower import end_with
 from serving.store import Sample
 
-_SPEND_S = 0.12  # at most, timing one candidate at one batch size
+_SPEND_S = 0.06  # at most, timing one candidate at one batch size
 _MOST_CALLS = 400
 _FEWEST_CALLS = 7
 _STRANGER = "␀ never seen"  # a category no model was fitted with
@@ -109,6 +109,7 @@ class _Measuring:
             variant="frame",
             reason="",
             profile=self.job.settings.profile,
+            asked=self.job.settings.backend,
             budget_ms=self.job.budget_ms,
             tolerance=self.job.settings.tolerance,
             rows=_length(self.rows),
@@ -148,12 +149,27 @@ class _Measuring:
             if able.missing:
                 raise NotApplicable(able.missing)
             configured(able.name, self.job.settings)
+            self._worth_importing(able.name)
             variants = backend.assess(self.subject)
         except Exception as error:
             self.others.append(_not_applicable(able.name, "", error))
             return
         for variant in variants:
             self._variant(backend, able.name, variant)
+
+    def _worth_importing(self, name: str) -> None:
+        """Importing torch takes longer than all the rest; without a GPU it has to be for a reason.
+
+        Raises:
+            NotApplicable: there is an exact graph, and no device on which tensors could beat it.
+        """
+        exact = [each for each in self.built if each.candidate.name == "onnx/float64"]
+        asked = self.job.settings.backend == name
+        if name == "torch" and exact and not asked and not Path("/dev/nvidiactl").exists():
+            raise NotApplicable(
+                "no GPU here, and on a processor trees as tensors are slower than onnx/float64 "
+                "(docs/backends.md); serving.backend: torch tries it all the same"
+            )
 
     def _variant(self, backend: Backend, name: str, variant: str) -> None:
         folder = self.folder / "built" / f"{name}-{variant}"
@@ -286,7 +302,7 @@ def _rows(folder: Path, spec: ModelSpec) -> dict[str, np.ndarray]:
 
 def _odd_rows(spec: ModelSpec, rows: Columns) -> list[Columns]:
     """One row for everything a caller may send and the baseline may lack."""
-    found = []
+    found: list[Columns] = []
     for feature in spec.features:
         first = {name: array[:1].copy() for name, array in rows.items()}
         if feature.kind == "categorical":

@@ -5,7 +5,9 @@ The CLI calls these directly; the API writes a row (`commands`) and the schedule
 
 from __future__ import annotations
 
+import io
 from datetime import datetime, timedelta
+from pathlib import Path
 from time import sleep
 
 import msgspec
@@ -13,8 +15,8 @@ import sqlalchemy as sa
 
 from core import schema
 from core.errors import NotFound, ShelflifeError
+from core.files import write_atomic
 from core.times import iso
-from monitor.alert import incidents
 from registry import promotion
 from registry.versions import Version
 from retrain import manual, policy, run
@@ -22,11 +24,12 @@ from retrain.gate import forced
 from retrain.run import RunState
 from serving import deploy
 from serving.heartbeat import served_by
+from shelflife import oncall
 from shelflife.deploying import deploy_model
 from shelflife.leases import held
 from shelflife.runs import advance, tell_news
 from shelflife.service import Service, wall_clock
-from shelflife.tick import TickResult, decide, measure, observation, start_run, tick
+from shelflife.tick import TickResult, decide, measure, observation, start_run, tick, watching
 
 _POLL = 0.2  # seconds
 
@@ -85,8 +88,10 @@ def check_now(service: Service, model: str, *, at: datetime, record: bool = True
             return result
     champion = champion_at(service, model, at=at)
     found = measure(service, champion, at=at)
-    seen = observation(service, champion, found, at=at)
-    return TickResult(check=found, decision=decide(service, champion, found, seen, at=at))
+    watched = watching(service, champion, at=at)
+    seen = observation(service, champion, found, watched, at=at)
+    decision = decide(service, champion, found, seen, watched, at=at)
+    return TickResult(check=found, decision=decision)
 
 
 def retrain_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> str:
@@ -240,6 +245,48 @@ def resume_now(service: Service, run_id: str, *, at: datetime) -> RunState:
     return run.load(service.ledger, run_id)
 
 
+class RebuiltDataset(msgspec.Struct, frozen=True, kw_only=True):
+    """A training set that was made again."""
+
+    run: str
+    file: str
+    identity: str  # SHA-256 of the segments and of every row's id, time and label
+    content: str  # SHA-256 of the values, the same as then
+    train_rows: int
+    holdout_rows: int
+    segments: tuple[str, ...]
+
+
+def dataset_of(service: Service, run_id: str, file: Path) -> RebuiltDataset:
+    """Make a run's training set again from what its record names, and write it as Parquet: inputs,
+    the target as spelled, `time`, `id`, and `part` (train or holdout).
+
+    Raises:
+        NotFound: no such run, its list of rows was not kept, or rows are gone (the segments named).
+        CorruptSegment: the rows are there and hold other values.
+    """
+    from retrain.rebuild import rebuild, table
+
+    state = run.load(service.ledger, run_id)
+    context = service.run_context(state.model, guard=lambda tx: None)
+    data = rebuild(context, run_id)
+    champion = service.registry.get(state.model, state.champion)
+    spec = service.baseline(champion)[0].spec
+    buffer = io.BytesIO()
+    table(data, spec).to_parquet(buffer, index=False)
+    write_atomic(file, buffer.getvalue())
+    account = data.account
+    return RebuiltDataset(
+        run=run_id,
+        file=str(file),
+        identity=account.identity,
+        content=account.content,
+        train_rows=len(data.train),
+        holdout_rows=len(data.holdout),
+        segments=account.segments,
+    )
+
+
 def rollback_now(service: Service, model: str, *, by: str, reason: str, at: datetime) -> Version:
     """Go back to the version before, `previous`.
 
@@ -272,5 +319,6 @@ def acknowledge_now(
     Raises:
         NotFound: no such incident.
     """
-    with service.ledger.write() as tx:
-        incidents.acknowledge(tx, incident, by=by, at=at, reason=reason)
+    oncall.acknowledge(
+        service.ledger, incident, by=by, at=at, reason=reason, settings=service.settings
+    )

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     from shelflife.incidents_command import options as incident_options
     from shelflife.incidents_command import silence_options
     from shelflife.log_command import options as log_options
+    from shelflife.tokens_command import options as token_options
 
     common = _Parser(add_help=False)
     common.add_argument(
@@ -74,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "--error-rate", type=float, default=0.05, metavar="RATE",
         help="chance that two alike samples are called drifted (%(default)s)",
     )  # fmt: skip
+    compared.add_argument(
+        "--classifier", action="store_true", help="all columns at once, too (a second or two)"
+    )
     compared.add_argument("--html", metavar="FILE", help="write Evidently's report, too (seconds)")
     compared.add_argument("--fail-on-drift", action="store_true", help=f"exit {DRIFT} on drift")
     retrain = add("retrain", "retrain now; the gate still decides", who)
@@ -92,10 +96,15 @@ def parser() -> argparse.ArgumentParser:
     listed = add("runs", "retraining runs, newest first", who)
     listed.add_argument("id", nargs="?", help=_ONE + _OR_VERB)
     listed.add_argument("run", nargs="?", help="the run that is meant, after such a word")
+    listed.add_argument("--out", metavar="FILE", help="of `dataset`: the Parquet to write")
     listed.add_argument("--model", help="only this model's")
     listed.add_argument("--all", action="store_true", help="the finished ones too")
+    accept = add("accept", "a lasting change is the new normal: measure drift against it", who)
+    accept.add_argument("model")
+    accept.add_argument("--over", metavar="SPAN", help="rows of the last 7d, 12h, …; the window's")
     backtest_options(add("backtest", "replay a history: what policies would have done and cost"))
     log_options(add("log", "look after the inference log: status, seal, compact, forget, …"), who)
+    token_options(add("tokens", "who may use the API: create, list, revoke", who))
     add("doctor", "find what is wrong with this installation, and how to mend it")
     completion = add("completion", "write the script that lets your shell complete all this")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -104,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
 _ONE = "one of them, with everything known about it"
 #: What may be asked of one run, as in `shelflife runs approve ID`.
-VERBS = ("approve", "reject", "resume", "abandon")
+VERBS = ("approve", "reject", "resume", "abandon", "dataset")
 #: `shelflife receivers`: a table, one real message, send again after a 410, what failed for good.
 RECEIVER_VERBS = ("list", "test", "enable", "failed", "replay")
 _OR_VERB = "; or what to do with one: " + ", ".join(VERBS)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from core.errors import GateRefused, InputError
-from core.times import parse_time
+from core.times import duration, parse_time
 from shelflife import show
 from shelflife.cli import DRIFT, FAILED, OK, VERBS
 from shelflife.service import SETTINGS_FILE, Service, wall_clock
@@ -229,6 +229,20 @@ def _moved(service: Service, model: str, version: str) -> str:
     return f"{model}: version {version} is the champion {how[answering]}"
 
 
+def do_accept(given: argparse.Namespace) -> int:
+    from shelflife.accepting import accept_now
+
+    over = duration(given.over) if given.over else None
+    done = accept_now(
+        Service.open(given.settings), given.model, by=_who(given), reason=given.reason,
+        at=wall_clock(), over=over,
+    )  # fmt: skip
+    ended = f"; incident {done.resolved} is resolved" if done.resolved else ""
+    text = f"{done.model}: drift of version {done.version} is measured against {done.rows:,} rows"
+    _out(given, done, f"{text} since {done.since:%Y-%m-%d %H:%M} from now on{ended}")
+    return OK
+
+
 def do_runs(given: argparse.Namespace) -> int:
     if given.id in VERBS:
         return _decide(given)
@@ -252,6 +266,8 @@ def _decide(given: argparse.Namespace) -> int:
     if given.run is None:
         raise InputError("runs " + given.id, None, "the id of a run; `shelflife runs` lists them")
     service, now = Service.open(given.settings), wall_clock()
+    if given.id == "dataset":
+        return _dataset(given, service)
     if given.id == "resume":
         row = actions.resume_now(service, given.run, at=now)
     else:
@@ -267,10 +283,28 @@ def _decide(given: argparse.Namespace) -> int:
     return FAILED if row.state == "failed" else OK
 
 
+def _dataset(given: argparse.Namespace, service: Service) -> int:
+    """`shelflife runs dataset ID`: the very rows a run learned from and was judged on."""
+    from shelflife import actions
+
+    file = Path(given.out or f"dataset-{given.run}.parquet")
+    if not file.absolute().parent.is_dir():
+        raise InputError("--out", given.out, "a file in a folder that exists")
+    found = actions.dataset_of(service, given.run, file)
+    _out(given, found, show.dataset(found))
+    return OK
+
+
 def do_log(given: argparse.Namespace) -> int:
     from shelflife import log_command
 
     return log_command.run(given, _who(given) if "by" in given else "")
+
+
+def do_tokens(given: argparse.Namespace) -> int:
+    from shelflife import tokens_command
+
+    return tokens_command.run(given, _out, by=_who(given))
 
 
 def do_doctor(given: argparse.Namespace) -> int:

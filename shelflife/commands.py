@@ -28,6 +28,8 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "reject": ("run",),
     "abandon": ("run",),
     "acknowledge": ("incident",),
+    "accept": (),
+    "report": ("subject",),
 }
 
 
@@ -164,6 +166,19 @@ def _acknowledge(service: Service, row: Any, arguments: dict[str, Any], now: dat
     return f"incident {arguments['incident']} acknowledged"
 
 
+def _accept(service: Service, row: Any, _arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife.accepting import accept_now
+
+    done = accept_now(service, row.model, by=row.by, reason=row.reason, at=now)
+    return f"{done.rows:,} rows are the baseline of version {done.version}"
+
+
+def _report(service: Service, row: Any, arguments: dict[str, Any], now: datetime) -> str:
+    from shelflife import reports  # pandas: not beside requests
+
+    return reports.want(service, row.model, str(arguments["subject"]), by=row.by, now=now)
+
+
 _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "check": _check,
     "retrain": _retrain,
@@ -173,4 +188,6 @@ _DO: dict[str, Callable[[Service, Any, dict[str, Any], datetime], str]] = {
     "reject": _reject,
     "abandon": _abandon,
     "acknowledge": _acknowledge,
+    "accept": _accept,
+    "report": _report,
 }

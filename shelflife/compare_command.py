@@ -20,7 +20,11 @@ _EFFECTS = ("psi", "js", "wasserstein", "ks", "chi2")
 
 def do_compare(given: argparse.Namespace) -> int:
     found = compare(
-        given.reference, given.current, columns=given.columns, error_rate=given.error_rate
+        given.reference,
+        given.current,
+        columns=given.columns,
+        error_rate=given.error_rate,
+        classifier=given.classifier,
     )
     if given.html:
         page = html(given.reference, given.current, Path(given.html))
@@ -40,6 +44,7 @@ def text(found: Comparison) -> str:
         ).rstrip()
         for row in rows
     ]
+    lines += [f"{each.column}: {_joint(each)}" for each in found.joint if each.drifted or each.why]
     for names, where in (
         (found.only_reference, "the current rows"),
         (found.only_current, "the reference"),
@@ -59,6 +64,13 @@ def _row(column: ColumnDrift) -> tuple[str, ...]:
         _verdict(column),
         *("–" if values.get(name) is None else f"{values[name]:.3g}" for name in _EFFECTS),
     )
+
+
+def _joint(found: ColumnDrift) -> str:
+    if found.why:
+        return f"◌ {found.why}"
+    size = found.statistics[0]
+    return f"{_verdict(found)}; {size.name.replace('_', ' ')} {size.value:.3g}, {size.why}"
 
 
 def _verdict(column: ColumnDrift) -> str:

@@ -57,7 +57,7 @@ def _wanted(service: Service, model: str) -> Wanted:
     for name in ("backend", "profile"):
         if getattr(own, name) is not None:
             shared[name] = getattr(own, name)
-    budget = span(getattr(own, "latency_budget", "50ms")).total_seconds()
+    budget = span(own.latency_budget).total_seconds()
     return Wanted(
         settings=InterpreterSettings(**shared), threads=common.threads, budget_ms=budget * 1e3
     )

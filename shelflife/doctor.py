@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from packaging.requirements import Requirement
 from packaging.version import Version as Release
 
-from core import schema
+from core import schema, tokens
 from core.errors import ShelflifeError
+from core.settings import AccessSettings, secret
 from core.times import spell
 from monitor.alert import outbox, receivers
 from shelflife.service import Service, wall_clock
@@ -37,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def examine(service: Service) -> list[Finding]:
     """Look at everything; a look that fails is itself a finding, never an exception."""
     looks: list[Callable[[Service], Iterator[Finding]]] = [
-        _versions, _disk, _clock, _ledger, _mlflow, _models, _workers, _receivers, _gpu,
+        _versions, _disk, _clock, _ledger, _mlflow, _models, _workers, _receivers, _gpu, _access,
     ]  # fmt: skip
     found: list[Finding] = []
     for look in looks:
@@ -190,3 +191,32 @@ def _receivers(service: Service) -> Iterator[Finding]:
 def _gpu(_service: Service) -> Iterator[Finding]:
     found = shutil.which("nvidia-smi")
     yield _ok("gpu", "an NVIDIA driver is there" if found else "none; models run on the CPU")
+
+
+def _access(service: Service) -> Iterator[Finding]:
+    """Whether strangers may act, and whether anybody may."""
+    rules, settings = service.settings.access, service.settings
+    hosts = {settings.serving.host, settings.dashboard.host}
+    if not rules.enabled:
+        open_to = sorted(hosts - {"127.0.0.1", "::1", "localhost"})
+        if open_to:
+            text = f"off, and ports listen on {', '.join(open_to)}: whoever reaches them may act"
+            yield _error("access", text, "set `access.enabled`, or listen on 127.0.0.1")
+        else:
+            yield _ok("access", "off; only this machine reaches the ports")
+        return
+    if rules.proxy_user:
+        secret(rules.proxy_secret)  # raises what is wrong with it
+    named = rules.viewers or rules.operators or rules.admins
+    if not named and not any(t.revoked is None for t in tokens.listed(service.ledger)):
+        mend = "name people under `access`, or `shelflife tokens create NAME --role admin`"
+        yield _error("access", "on, and nobody has a role: nobody can see anything", mend)
+    else:
+        yield _ok("access", "on; " + _ways(rules))
+
+
+def _ways(rules: AccessSettings) -> str:
+    ways = ["tokens"]
+    ways += ["OpenID Connect"] if rules.oidc else []
+    ways += [f"a proxy's {rules.proxy_user}"] if rules.proxy_user else []
+    return "people are known by " + ", ".join(ways)

@@ -20,7 +20,9 @@ from core.errors import ShelflifeError
 from core.settings import span
 from core.spec import Metric, ModelSpec
 from monitor import estimates, lifetimes, outcome
+from monitor.check import recorded
 from monitor.figures import ShelfLife
+from monitor.lateness import late_after
 from monitor.lifetimes import Born, Known, LifePoint
 from monitor.log.arrivals import arrivals
 from monitor.log.records import Rows
@@ -56,8 +58,13 @@ def complete(
     """Add to a check's evidence what only the ledger knows: arrivals, the estimates' record, and
     how long the version lasts."""
     model, settings = version.model, service.model(version.model)
-    since = history[0].at if history else evidence.window_start
-    evidence.arrivals = arrivals(service.ledger, model, after=since, until=at)
+    told = recorded(service.ledger, model, at)
+    if told is not None:  # by now rows may have been sealed, which forget when they arrived
+        evidence.arrivals = told.arrivals
+    else:
+        since = history[0].at if history else evidence.window_start
+        limit = late_after(settings)
+        evidence.arrivals = arrivals(service.ledger, model, after=since, until=at, late=limit)
     if not service.foresees:
         return
     metric = outcome.chosen_metric(service.baseline(version)[0].spec, settings)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from core import schema
 from core.errors import ShelflifeError
 from core.settings import span
 from monitor.log.records import Forgotten
 from shelflife.service import Service
 
 log = logging.getLogger("shelflife.housekeeping")
+_TRAFFIC = timedelta(days=90)  # hourly counts of what was answered are kept for so long
 
 
 def tidy(service: Service, *, now: datetime) -> None:
@@ -25,6 +27,9 @@ def tidy(service: Service, *, now: datetime) -> None:
         if merged or (gone and gone.rows):
             rows = gone.rows if gone else 0
             log.info("log_tidied", extra={"model": model, "merged": merged, "deleted_rows": rows})
+    with service.ledger.write() as tx:
+        old = schema.traffic.c.hour < now - _TRAFFIC
+        tx.execute(schema.traffic.delete().where(old))
     swept = service.inference_log.sweep(at=now)
     if swept:
         log.warning("orphans_swept", extra={"files": len(swept), "first": swept[0]})

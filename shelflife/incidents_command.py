@@ -66,7 +66,10 @@ def do_incidents(given: argparse.Namespace) -> int:
         row = oncall.detail(ledger, number)
         _out(given, row, show.incidents([row], detailed=True))
     elif given.action == "ack":
-        oncall.acknowledge(ledger, number, by=_who(given), at=now, reason=given.reason)
+        oncall.acknowledge(
+            ledger, number, by=_who(given), at=now, reason=given.reason,
+            settings=service.settings,
+        )  # fmt: skip
         _tell(given, ledger, number)
     elif given.action == "resolve":
         oncall.resolve(

@@ -205,7 +205,7 @@ def _incidents(tx: sa.Connection) -> Iterator[Sample]:
     table = schema.incidents
     opened = (
         sa.select(table.c.model, table.c.severity, sa.func.count())
-        .where(table.c.open_key.is_not(None))
+        .where(table.c.state.in_(("open", "acknowledged")))
         .group_by(table.c.model, table.c.severity)
     )
     for model, severity, count in tx.execute(opened):

@@ -72,7 +72,7 @@ def context(
         alerts=settings.alerts,
         repeat=span(chosen.repeat_every),
         rhythm=span(chosen.check_every),
-        dashboard_url=f"http://{dashboard.host}:{dashboard.port}",
+        dashboard_url=dashboard.url or f"http://{dashboard.host}:{dashboard.port}",
         mlflow_url=mlflow_url,
         command=command,
     )
@@ -119,8 +119,8 @@ def detail(ledger: Ledger, incident_id: int) -> dict[str, Any]:
             raise NotFound("incident", incident_id, "`shelflife incidents` lists them")
         return {
             **row._mapping,
-            "events": [msgspec.to_builtins(e) for e in records.timeline(tx, incident_id)],
-            "messages": [msgspec.to_builtins(sent) for sent in _messages(tx, incident_id)],
+            "events": [msgspec.structs.asdict(e) for e in records.timeline(tx, incident_id)],
+            "messages": [msgspec.structs.asdict(sent) for sent in _messages(tx, incident_id)],
         }
 
 
@@ -150,9 +150,16 @@ def _messages(tx: sa.Connection, incident_id: int) -> list[Sent]:
 
 
 def acknowledge(
-    ledger: Ledger, incident_id: int, *, by: str, at: datetime, reason: str = ""
+    ledger: Ledger,
+    incident_id: int,
+    *,
+    by: str,
+    at: datetime,
+    reason: str = "",
+    settings: Settings | None = None,
 ) -> Incident:
-    """Somebody looks after it: no reminders and no escalation, unless it gets worse.
+    """Somebody looks after it: no reminders and no escalation, unless it gets worse. With settings,
+    who heard of it hears of that.
 
     Raises:
         NotFound: no such incident.
@@ -160,7 +167,11 @@ def acknowledge(
     """
     named(by)
     with ledger.write() as tx:
-        incidents.acknowledge(tx, incident_id, by=by, at=at, reason=reason)
+        found = records.get(tx, incident_id)
+        about = None
+        if settings is not None:
+            about = context(settings, found.model).remembered(found.context)
+        incidents.acknowledge(tx, incident_id, by=by, at=at, reason=reason, context=about)
         return records.get(tx, incident_id)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import msgspec
 import sqlalchemy as sa
 
+from core import schema
 from core.ledger import Lease
 from core.settings import span
 from monitor.alert import incidents
@@ -17,6 +18,7 @@ from retrain import run
 from retrain.cleaning import clean_runs
 from serving.cleaning import clean_store
 from shelflife.service import Service, wall_clock
+from shelflife.story import watched_from
 from shelflife.tick import resolve_one_off
 
 _LOOK_EVERY = timedelta(seconds=1)  # at whether somebody ended the run while its trainer works
@@ -109,13 +111,16 @@ def _tell(service: Service, state: run.RunState, at: datetime) -> None:
                 message_type=_MESSAGES.get(state.state),
             )
         if state.state == "promoted":
+            if state.incident_id is not None:
+                text = watched_from(service.model(model), state.candidate, state.champion)
+                incidents.add_event(tx, state.incident_id, at=at, kind="watched", text=text)
             for cause in _MENDED:
                 resolve_one_off(tx, context, cause, f"run {state.id} promoted a successor", at)
         if state.state == "failed":
             _page(tx, service, state, context, at)
         elif state.state == "waiting" and not _heard_of(tx, state):
             _ask(tx, service, state, context, at)
-        elif state.finished:
+        if state.finished:
             resolve_one_off(tx, context, "approval", f"run {state.id} {state.state}", at)
 
 
@@ -168,6 +173,8 @@ def _ask(
         of=state.incident_id,
     )  # fmt: skip
     incidents.attach_run(tx, number, state.id)
+    runs = schema.runs  # what becomes of it is told under the same id
+    tx.execute(runs.update().where(runs.c.id == state.id).values(incident_id=number))
 
 
 def clean(service: Service, *, now: datetime) -> list[str]:

@@ -22,20 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.errors import LeaseLost, ShelflifeError
 from core.ledger import Lease, release_lease, take_lease
 from core.settings import span
-from monitor.alert import delivery
+from monitor.alert import delivery, refreshing
 from monitor.alert import receivers as tellers
-from monitor.alert.contract import Refreshed
-from monitor.alert.refreshing import refresh_due
 from retrain import run
-from shelflife import (
-    commands,
-    health,
-    housekeeping,
-    oncall,
-    reports,
-    selfwatch,
-    serving_watch,
-)
+from shelflife import commands, health, housekeeping, oncall, reports, selfwatch, serving_watch
 from shelflife.deploying import deploy_all
 from shelflife.health import Problem
 from shelflife.leases import HOLDER, LASTS, held
@@ -49,6 +39,7 @@ from shelflife.web import hints
 log = logging.getLogger("shelflife.scheduler")
 _THREADS = 20  # more than there are jobs: none waits for another
 _BEAT = 1.0  # seconds between looks at what is due
+_TURN = 5.0  # seconds between looks at reminders, silences and workers
 _PULSE = 5.0  # seconds between the lines that say which jobs work
 _SEAL_AFTER = timedelta(hours=1)  # rows this long in the hot table are sealed
 _SEAL_ROWS = 1_000
@@ -95,7 +86,7 @@ class Scheduler:
         self._add(self.run_checks, _BEAT)
         self._add(self.run_retraining, _BEAT)
         self._started = wall_clock()
-        self._add(self.alerts, _BEAT)
+        self._add(self.alerts, _TURN)
         self._add(self.deliver, _BEAT)
         self._add(self.refresh, _BEAT)
         self._add(self.obey_commands, _BEAT)
@@ -231,14 +222,13 @@ class Scheduler:
 
     def refresh(self) -> None:
         """Tell those who forget of what lasts."""
-        if not any(isinstance(one, Refreshed) for one in self.receivers.values()):
+        now, ledger = wall_clock(), self.service.ledger
+        if not refreshing.due(self.receivers, self._refreshed, now):
             return
-        with held(self.service.ledger, "refresh") as lease:
+        with held(ledger, "refresh") as lease:
             if lease is None:
                 return
-            done = refresh_due(
-                self.service.ledger, self.receivers, self._refreshed, now=wall_clock()
-            )
+            done = refreshing.refresh_due(ledger, self.receivers, self._refreshed, now=now)
         for name, outcome in done.items():
             if not outcome.delivered:
                 log.warning("refresh_failed", extra={"receiver": name, "why": outcome.error})

@@ -17,14 +17,17 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from core.errors import SettingsError
 from core.settings import Settings
 from serving import app as inference
 from shelflife import workers
 from shelflife.api import Api
 from shelflife.log_lines import Lines
 from shelflife.service import Service, wall_clock
+from shelflife.web.gatekeeper import Gatekeeper, proxy_secret
 from shelflife.web.predict import Predict
 
 
@@ -47,10 +50,18 @@ def build(service: Service) -> Starlette:
             with suppress(asyncio.CancelledError):
                 await sweeping
 
+    gates = []
+    if settings.access.enabled:
+        proxy_secret(settings.access)  # a mistake in it is known before the first request
+        if settings.serving.grpc_port is not None:
+            expected = "null while access.enabled is true: gRPC has no gatekeeper"
+            raise SettingsError("serving.grpc_port", settings.serving.grpc_port, expected)
+        gates.append(Middleware(Gatekeeper, settings=settings, ledger=service.ledger))
     predict = Predict(settings, serving.answering, serving.rest)
     frames = Route("/api/v1/models/{model}/predict", predict.predict, methods=["POST"])
     return Starlette(
         routes=[*serving.routes, frames, *api.routes()],
+        middleware=gates,
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )

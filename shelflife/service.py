@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from monitor.baseline import Baseline
     from monitor.log.records import SampleLog
     from registry.versions import Registry, Version
+    from retrain.observing import Learned
     from retrain.run import RunContext
 
 SETTINGS_FILE = "shelflife.yaml"
@@ -49,7 +50,7 @@ class Service:
         self.settings = settings
         self.folder = folder or Path.cwd()  # of the settings file; a user's trainer lies there
         self.home = settings.home_path
-        self._baselines: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
+        self.remembered: dict[tuple[str, str], tuple[Baseline, pd.DataFrame]] = {}
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Service:
@@ -105,6 +106,13 @@ class Service:
     def model(self, name: str) -> ModelSettings:
         return self.settings.model(name)
 
+    #: Lessons of earlier observations; a service learns them anew (`retrain.observing.look`).
+    learned: Learned | None = None
+
+    def observes(self, model: str) -> bool:
+        """Whether the champion is observed; it is under any policy, for people to see."""
+        return True
+
     def baseline(self, version: Version) -> tuple[Baseline, pd.DataFrame]:
         """The baseline of a version and its reference sample; remembered, since they never change.
 
@@ -116,14 +124,14 @@ class Service:
         from monitor.baseline import load as load_baseline
 
         key = (version.model, version.version)
-        if key not in self._baselines:
+        if key not in self.remembered:
             raw = self.registry.file(version, "reference.parquet")
             reference = pd.read_parquet(io.BytesIO(raw))
-            self._baselines[key] = (
+            self.remembered[key] = (
                 load_baseline(self.registry.file(version, "baseline.json")),
                 reference,
             )
-        return self._baselines[key]
+        return self.remembered[key]
 
     def context(self, model: str, version: Version | None, *, command: str = "") -> MessageContext:
         """What every message about a model says besides its finding."""

@@ -64,8 +64,6 @@ def check(result: TickResult) -> str:
     lines += [f"  carries the loss: {cause.text}" for cause in found.causes]
     if found.causes_why:
         lines.append(f"  what carries the loss: {found.causes_why}")
-    if found.labels:
-        lines += [f"  labels: {problem.text}; left out" for problem in found.labels.problems]
     lines += [f"  quality: {issue.text}" for issue in found.quality]
     lines += [f"  {line}" for line in _drift(found)]
     if found.not_logged:
@@ -81,7 +79,7 @@ def check(result: TickResult) -> str:
 def _figures(found: CheckResult) -> list[str]:
     from monitor import figure_words
 
-    lines = []
+    lines = figure_words.label_lines(found.labels) if found.labels else []
     if found.measured is not None and found.measured.source.rows:
         lines += figure_words.measured_lines(found.measured, found.performance.metric)
     if found.estimated is not None:
@@ -97,6 +95,8 @@ def _drift(found: CheckResult) -> list[str]:
     moved = [column for column in found.drift if column.drifted]
     failed = [column for column in found.drift if column.why]
     lines = [_column(column) for column in moved]
+    lines += [_column(each) for each in found.joint if each.drifted]
+    lines += [f"not measured: {each.column}: {each.why}" for each in found.joint if each.why]
     for why in dict.fromkeys(column.why for column in failed):
         names = [column.column for column in failed if column.why == why]
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -192,6 +192,16 @@ def incidents(rows: Sequence[Row], *, detailed: bool) -> str:
                 error = f" ({sent['error']})" if sent["error"] else ""
                 lines.append(f"       {sent['type']} to {sent['receiver']}: {sent['state']}{error}")
     return "\n".join(lines)
+
+
+def dataset(found: Any) -> str:
+    """A training set that was made again."""
+    return (
+        f"{found.file}: {found.train_rows:,} training rows and {found.holdout_rows:,} held out, "
+        f"the very rows of run {found.run}\n"
+        f"dataset {found.identity[:12]}…, values {found.content[:12] or 'not recorded'}…, "
+        f"{len(found.segments):,} segments"
+    )
 
 
 def runs(rows: Sequence[Row], *, detailed: bool) -> str:

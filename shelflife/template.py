@@ -37,6 +37,23 @@ TEMPLATE = """\
 #   load_within: 10s          # longest a request waits for its model to be loaded again
 #   memory_mb: 0              # of models in a worker; those unused longest make room; 0: no limit
 #   inline: 2ms               # shorter predictions are made without a thread
+#   backend: auto             # measured; or native, onnx, torch, triton, ray (docs/backends.md)
+#   profile: latency          # what is best: latency (p99 of one row) or throughput (rows a second)
+#   tolerance: 0.0001         # how far a converted model may be from the estimator's own answers
+#   proof_rows: 1000          # fewest rows of the baseline that prove it
+#   choose_within: 60s        # longest that building and measuring may take
+#   device: auto              # cpu or cuda
+#   triton:
+#     url: ""                 # gRPC address of a Triton Inference Server: host:8001
+#     repository: ""          # its model repository, a folder shared with this machine
+#     backend: python         # what runs inside: python or onnxruntime
+#     load_within: 60s
+#   ray:
+#     address: ""             # auto, ray://host:10001 or local
+#     replicas: 1
+#     cpus: 1                 # processors each replica reserves
+#     gpus: 0                 # GPUs, or a fraction of one
+#     multiplex: 0            # models that share one set of replicas
 
 # ingest:                     # predictions and labels from elsewhere, /api/v1
 #   max_body_mb: 8            # before and after decompression
@@ -48,6 +65,20 @@ TEMPLATE = """\
 # dashboard:
 #   host: 127.0.0.1
 #   port: 8501
+#   url: ""                   # where people reach it, for links in messages; http://host:port
+#   upload_mb: 50             # largest history that may be uploaded for a backtest
+
+# access:                     # who may see and do what; docs/access.md
+#   enabled: false            # on: unknown identities see nothing
+#   viewers: []               # names as the identity provider has them, group:NAME, or "*"
+#   operators: []             # also check, retrain, approve, reject, roll back, silence
+#   admins: []                # also promote without the gate
+#   oidc: false               # the dashboard signs people in with OpenID Connect
+#   groups_claim: groups
+#   proxy_user: ""            # header in which a proxy names who is signed in
+#   proxy_groups: ""          # ... and their groups
+#   proxy_secret: ""          # env:NAME or file:/path of what it sends as X-Shelflife-Proxy
+#   requests_per_minute: 6000 # of one identity; tokens may have a rate of their own
 
 # receivers:                  # who is told of incidents; `shelflife receivers test NAME`
 #   - name: on-call
@@ -121,6 +152,8 @@ defaults:                     # for every model, unless its own section says oth
   # weight: 1                 # share of processor and memory under load
   # pinned: false             # never taken out of memory for another model
   # trust_pickle: false       # true runs any code that a pickled model contains
+  # backend: auto             # the interpreter of this model; serving's when not set
+  # profile: latency          # what its interpreter is chosen for; serving's when not set
   # repeat_every: 7d          # an incident that lasts is told again, unless acknowledged
   # receivers: []             # names of those who are told; all when empty
   # labels: {}                # of its incidents, for routes and silences

@@ -20,7 +20,7 @@ from core.ledger import Lease
 from core.settings import span
 from core.times import iso
 from monitor import check as checks
-from monitor import estimates, lifetimes, scores
+from monitor import estimates, lifetimes, profiles, scores
 from monitor.alert import incidents, signs
 from monitor.alert.messages import MessageContext
 from monitor.log.labels import activity
@@ -31,13 +31,15 @@ from registry.promotion import observe
 from retrain import evidence as evidences
 from retrain import observing, policy, run, watch
 from retrain.probe import Observation
-from shelflife import foresight
+from shelflife import foresight, story
 from shelflife.asking import asking
 from shelflife.service import Service
 
 if TYPE_CHECKING:
     from registry.versions import Version
 
+#: The promotion that is being watched, if one is, and what the watch says.
+Watching = tuple[watch.Watched | None, watch.Judgement]
 _HISTORY = 12  # earlier checks a verdict may look back on
 
 
@@ -68,6 +70,8 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         registered=baseline.created,
         promoted=_promoted(service, version, at),
     )
+    from shelflife.accepting import in_force
+
     return checks.run_check(
         baseline,
         reference,
@@ -77,6 +81,7 @@ def measure(service: Service, version: Version, *, at: datetime) -> CheckResult:
         settings,
         at=at,
         predict=asking(service, version, baseline.spec),
+        accepted=in_force(service, version, at=at),
     )
 
 
@@ -92,8 +97,9 @@ def tick(
     if champion is None:
         return None
     result = measure(service, champion, at=at)
-    seen = observation(service, champion, result, at=at)
-    decision = decide(service, champion, result, seen, at=at)
+    watched = watching(service, champion, at=at)
+    seen = observation(service, champion, result, watched, at=at)
+    decision = decide(service, champion, result, seen, watched, at=at)
     context = _context(service, champion, decision, at)
     past = _rescore(service, champion, result, at)
     points = foresight.lived(service, champion, result, past, at=at)
@@ -101,6 +107,7 @@ def tick(
         if lease is not None:
             lease.guard(tx)
         check_id = checks.record(tx, result)
+        profiles.keep(tx, model, champion.version, service.baseline(champion)[0].columns)
         if past is not None:
             scores.record(tx, service.ledger, past)
         estimates.record(tx, service.ledger, result)
@@ -118,6 +125,7 @@ def tick(
             at=at,
             checked=judged_causes(result, service.model(model).min_rows),
         )
+        story.watch_over(tx, champion, service.model(model), at=at)
         run_id = None
         if decision.action == "retrain":
             run_id = start_run(tx, service, champion, decision, at=at)
@@ -155,12 +163,14 @@ def _rescore(
 
 
 def observation(
-    service: Service, champion: Version, result: CheckResult, *, at: datetime
+    service: Service, champion: Version, result: CheckResult, watched: Watching, *, at: datetime
 ) -> Observation | None:
     """What the labels that are new since the last observation say, if it is time for the next.
 
     Rows of a broken feed teach nothing and are not judged: they wait until it is whole again.
     """
+    if not service.observes(champion.model):
+        return None
     settings = service.model(champion.model)
     baseline, reference = service.baseline(champion)
     metric = settings.metric or baseline.spec.metric
@@ -183,21 +193,21 @@ def observation(
             fresh=fresh**2 if fresh is not None and metric == "rmse" else fresh,
         ),
         eager=result.state == "decaying",
+        learned=service.learned,
         at=at,
     )
-    if seen is None:
-        return None
-    _, watched = _watch(service, champion, at)
-    if watched.harm is None:
+    harm = watched[1].harm
+    if seen is None or harm is None:
         return seen
-    return msgspec.structs.replace(seen, brought=-watched.harm)
+    return msgspec.structs.replace(seen, brought=-harm)
 
 
 def decide(
     service: Service,
     champion: Version,
     result: CheckResult,
-    seen: Observation | None = None,
+    seen: Observation | None,
+    watched: Watching,
     *,
     at: datetime,
 ) -> policy.Decision:
@@ -208,7 +218,7 @@ def decide(
     """
     settings = service.model(champion.model)
     baseline, _ = service.baseline(champion)
-    promoted, found = _watch(service, champion, at)
+    promoted, found = watched
     harmful = found.action == "rollback"
     evidence = evidences.gather(
         service.ledger,
@@ -249,7 +259,7 @@ def start_run(
 
     Returns None when the model has an unfinished run.
     """
-    incident = _incident_for(tx, champion.model)
+    incident = story.answered_by_a_run(tx, champion.model)
     run_id = run.start_in(
         tx,
         service.ledger,
@@ -268,9 +278,7 @@ def start_run(
     return run_id
 
 
-def _watch(
-    service: Service, champion: Version, at: datetime
-) -> tuple[watch.Watched | None, watch.Judgement]:
+def watching(service: Service, champion: Version, *, at: datetime) -> Watching:
     """The promotion that is being watched, if one is, and what the watch says of it."""
     settings = service.model(champion.model)
     promoted = watch.watched(service.ledger, champion.model, champion.version, settings, at=at)
@@ -297,17 +305,8 @@ def _announce_rollback(
     )
     incidents.open_incident(
         tx, service.ledger, context=context, version=champion.version, finding=finding, at=at,
-        of=_story(tx, champion),
+        of=story.behind(tx, champion),
     )  # fmt: skip
-
-
-def _story(tx: sa.Connection, champion: Version) -> int | None:
-    """The incident that a run promoted this version to answer, if one did."""
-    moves, runs = schema.promotions, schema.runs
-    mine = (moves.c.model == champion.model) & (moves.c.version == champion.version)
-    query = sa.select(runs.c.incident_id).select_from(moves).join(runs, runs.c.id == moves.c.run_id)
-    found: int | None = tx.scalar(query.where(mine).order_by(moves.c.id.desc()).limit(1))
-    return found
 
 
 def _advise_rollback(
@@ -329,7 +328,7 @@ def _advise_rollback(
     advice = msgspec.structs.replace(context, next=f"shelflife rollback {champion.model}")
     incidents.open_incident(
         tx, service.ledger, context=advice, version=champion.version, finding=finding, at=at,
-        of=_story(tx, champion),
+        of=story.behind(tx, champion),
     )  # fmt: skip
 
 
@@ -349,21 +348,6 @@ def _promoted(service: Service, version: Version, at: datetime) -> datetime | No
     with service.ledger.read() as tx:
         moment: datetime | None = tx.scalar(query)
     return moment
-
-
-def _incident_for(tx: sa.Connection, model: str) -> int | None:
-    """The unresolved incident a run of this model answers: decay first, then the oldest."""
-    table = schema.incidents
-    rows = tx.execute(
-        sa.select(table.c.id, table.c.cause)
-        .where(table.c.model == model, table.c.state.in_(("open", "acknowledged", "noticed")))
-        .order_by(table.c.id)
-    ).all()
-    for cause in ("decay", "stale", "drift"):
-        for row in rows:
-            if row.cause == cause:
-                return int(row.id)
-    return None
 
 
 def _done(decision: policy.Decision) -> str:

@@ -50,7 +50,8 @@ class Alertmanager:
 
     def refresh(self, messages: list[Message], *, at: datetime) -> Outcome:
         """Tell again of everything that lasts."""
-        told = [one for each in messages for one in alerts(each, at, self.every * _MISSED)]
+        last = self.every * _MISSED
+        told = [one for each in messages for one in alerts(each, at, last, of=each.incident)]
         lasting = [one for one in told if one["endsAt"] > iso(at)]
         for start in range(0, len(lasting), _BATCH):
             outcome = self._post(lasting[start : start + _BATCH], at)
@@ -63,13 +64,19 @@ class Alertmanager:
         return self._target.send("POST", content, {"content-type": "application/json"}, at=at)
 
 
-def alerts(message: Message, at: datetime, lasts: timedelta) -> list[dict[str, Any]]:
+def alerts(
+    message: Message, at: datetime, lasts: timedelta, *, of: int | None = None
+) -> list[dict[str, Any]]:
     """An alert per incident of a message; it ends now, if that is over, else after `lasts`.
 
     A message that says that an incident got worse also ends the alert that it was before.
+
+    Args:
+        of: only of this incident, where the message speaks of it.
     """
     data = message.data
     entries = data.get("incidents") or [data]
+    entries = [one for one in entries if of is not None and one.get("incident") == of] or entries
     found = []
     for entry in entries:
         over = "resolved" in (entry.get("status"), entry.get("state"))

@@ -141,6 +141,15 @@ CAUSES: dict[str, Cause] = {
         resolved="model.serving_down.resolved",
         next=("shelflife doctor", "start `shelflife serve`", "acknowledge {incident}"),
     ),
+    "unwatched": Cause(
+        symbol="◷",
+        severity="ticket",
+        says="was not watched for a while",
+        over="is being watched again",
+        detected="model.unwatched.detected",
+        resolved="model.unwatched.resolved",
+        next=("shelflife doctor", "acknowledge {incident}"),
+    ),
     "shelf_life": Cause(
         symbol="◷",
         severity="ticket",
@@ -161,6 +170,15 @@ CAUSES: dict[str, Cause] = {
         over="waits for nobody any more",
         detected="candidate.registered",
         next=("compare the candidate in MLflow", "shelflife runs --model {model}"),
+    ),
+    "receiver": Cause(
+        symbol="◆",
+        severity="ticket",
+        says="cannot tell everybody",
+        over="can tell everybody again",
+        detected="receiver.failing",
+        resolved="receiver.mended",
+        next=("shelflife receivers list", "shelflife receivers replay NAME"),
     ),
     "monitor": Cause(
         symbol="■",
@@ -186,7 +204,8 @@ STEPS = (
 )
 
 #: Types of messages that speak of an incident, or of several, in other ways.
-OTHERS = ("incident.escalated", "incident.group", "incident.group.resolved")
+ACKNOWLEDGED = "incident.acknowledged"
+OTHERS = (ACKNOWLEDGED, "incident.escalated", "incident.group", "incident.group.resolved")
 
 
 def cause(name: str) -> Cause:

@@ -39,7 +39,6 @@ LADDER = tuple(map(duration, ("5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h"
 _JITTER = 0.1  # a delay is lengthened by up to this share, so that senders do not march in step
 _IDLE = 0.2  # seconds between looks of a lane that has nothing to do
 _SLACK = timedelta(seconds=10)  # added to a claim for the commit and a busy machine
-_ORDERED = ("incident_id", "group_key")  # messages that share one of them keep their order
 _RNG = random.SystemRandom()
 
 
@@ -201,7 +200,7 @@ def _due(at: datetime) -> sa.ColumnElement[bool]:
 def _first() -> sa.ColumnElement[bool]:
     """No earlier message of the same incident or group still waits for the same receiver."""
     table, earlier = schema.outbox, schema.outbox.alias()
-    same = [earlier.c[name] == table.c[name] for name in _ORDERED if name in table.c]
+    same = [earlier.c[name] == table.c[name] for name in ("incident_id", "group_key")]
     before = (
         sa.or_(*same)
         & (earlier.c.receiver == table.c.receiver)

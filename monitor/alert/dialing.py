@@ -22,6 +22,7 @@ from typing import Any
 from monitor.alert import addresses
 from monitor.alert.addresses import Network
 
+_CLOSE = 0.05  # seconds: as good as over
 Resolve = Callable[..., list[tuple[Any, ...]]]
 
 
@@ -94,6 +95,11 @@ class Dial:
                 failed = error
         raise failed or Refused(reasons[0] if reasons else "no address")
 
+    @property
+    def over(self) -> bool:
+        """Whether what went wrong is that the time is over: a socket's own timeout may be first."""
+        return self.expired or time.monotonic() > self._until - _CLOSE
+
     def left(self) -> float:
         """Seconds left, never quite none: zero would make a socket non-blocking."""
         return max(self._until - time.monotonic(), 0.001)
@@ -139,6 +145,8 @@ class Dial:
         thread = threading.Thread(target=look, name="resolve", daemon=True)
         thread.start()
         thread.join(self.left())
+        if thread.is_alive():
+            raise TimeoutError
         if not found or not found[0]:
             raise Unresolved
         return found[0]

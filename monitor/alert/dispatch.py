@@ -69,8 +69,8 @@ class Desk:
         Returns the id of the message where one was written at once, else nothing.
         """
         type = type or self._type(incident, kind)
-        if kind == "resolved":
-            wanted = self._hearers(incident)
+        if kind in ("resolved", "acknowledged"):  # to whoever heard, however quiet it is by now
+            wanted = self._hearers(incident, over=kind == "resolved")
         else:
             mute = self.why(incident)
             if mute is not None:
@@ -150,7 +150,7 @@ class Desk:
         first = ""
         for key in dict.fromkeys(groups):
             query = sa.select(table).where(waiting, table.c.group_key == key).order_by(table.c.id)
-            rows = self.tx.execute(query).all()
+            rows = self.tx.execute(query.with_for_update()).all()  # two must not say the same
             if rows and min(row.due for row in rows) <= self.at:
                 said = self._speak(key, rows)
                 first = first or said
@@ -191,14 +191,19 @@ class Desk:
                 found.setdefault(name, target)
         return [(name, target, target.key(name, labels)) for name, target in found.items()]
 
-    def _hearers(self, incident: Incident) -> list[tuple[str, Target, str]]:
-        """Who was told of the incident is told of its end, whatever else they are told by now."""
+    def _hearers(self, incident: Incident, *, over: bool) -> list[tuple[str, Target, str]]:
+        """Who was told of the incident is told of its end, whatever else they are told by now.
+
+        Args:
+            over: who still waits to hear of it will not.
+        """
         table = schema.notices
         heard = self.heard(incident)
         unheard = (table.c.incident_id == incident.id) & (table.c.state == "waiting")
         if heard:
             unheard &= table.c.receiver.not_in(list(heard))
-        self.tx.execute(table.update().where(unheard).values(state="dropped"))
+        if over:
+            self.tx.execute(table.update().where(unheard).values(state="dropped"))
         known = [name for name, _ in self.context(incident).receivers if name in heard]
         targets = self.targets(incident)
         labels = messages.labels(incident, self.context(incident))
@@ -252,10 +257,14 @@ class Desk:
             if over and receiver not in self.heard(incident):
                 continue  # it came and went while it waited
             loudest = min(lines, key=lambda row: (_rank(row.kind), -row.id))
+            if not over and self.why(incident) is not None:
+                self._withhold(incident, loudest.kind)  # silenced while it waited
+                continue
             told.append((incident, loudest))
-        ids = [row.id for row in rows]
+        spoken = {incident.id for incident, _ in told}
+        self._mark([row.id for row in rows if row.incident_id not in spoken], state="dropped")
+        ids = [row.id for row in rows if row.incident_id in spoken]
         if not told:
-            self._mark(ids, state="dropped")
             return ""
         told.sort(key=lambda pair: _gravity(pair[0]))
         (incident, row), changed = told[0], [one for one, _ in told[1:]]
@@ -276,6 +285,8 @@ class Desk:
             body=messages.encode(content), receivers=[receiver], at=self.at, group=key,
         )  # fmt: skip
         self._mark(ids, state="sent", sent=self.at, message_id=message_id)
+        table, named = schema.incidents, [one.id for one in (incident, *changed)]
+        self.tx.execute(table.update().where(table.c.id.in_(named)).values(told=self.at))
         return message_id
 
     def _members(self, key: str, but: set[int]) -> list[Incident]:
@@ -290,7 +301,8 @@ class Desk:
 
     def _mark(self, ids: Sequence[int], **values: Any) -> None:
         table = schema.notices
-        self.tx.execute(table.update().where(table.c.id.in_(ids)).values(**values))
+        if ids:
+            self.tx.execute(table.update().where(table.c.id.in_(ids)).values(**values))
 
     def _news(self, event_id: int) -> str:
         table = schema.incident_events

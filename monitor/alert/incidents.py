@@ -144,7 +144,7 @@ def turn(
         What was said of which incident (reminder, escalated, opened, …), and the message's id.
     """
     table = schema.notices
-    every = [one for one in unresolved(tx) if one.state != "noticed"]
+    every = [one for one in unresolved(tx, lock=True) if one.state != "noticed"]
     waiting = tx.scalar(sa.select(table.c.id).where(table.c.state == "waiting").limit(1))
     if not every and waiting is None:
         return {}
@@ -216,7 +216,7 @@ class _Book:
             if step in ("opened", "worse", "resolved"):
                 incident = get(self.tx, identity)
                 said[identity] = self.desk.announce(incident, event=event, kind=step)
-        mine = unresolved(self.tx, self.context.model)
+        mine = unresolved(self.tx, self.context.model, lock=True)
         passed: dict[int, tuple[str, str]] = {}
         if mine:
             desk = Desk(self.tx, self.context, self.at)  # a trouble may have come or gone

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import InputError, NotFound
 from monitor.alert import lifecycle, messages
+from monitor.alert.causes import ACKNOWLEDGED
 from monitor.alert.dispatch import Desk
 from monitor.alert.messages import MessageContext
 from monitor.alert.records import get
@@ -74,9 +75,16 @@ def set_report(tx: sa.Connection, incident_id: int, path: str | None, state: str
 
 
 def acknowledge(
-    tx: sa.Connection, incident_id: int, *, by: str, at: datetime, reason: str = ""
+    tx: sa.Connection,
+    incident_id: int,
+    *,
+    by: str,
+    at: datetime,
+    reason: str = "",
+    context: MessageContext | None = None,
 ) -> bool:
-    """Somebody looks after it: no more reminders, unless it gets worse.
+    """Somebody looks after it: no more reminders, unless it gets worse. With a context, those who
+    heard of it hear of that: a pager stops ringing.
 
     Returns False when it was acknowledged or resolved before, or is only a first sign.
 
@@ -89,7 +97,10 @@ def acknowledge(
     who = messages.clean(by, _WHO)
     change(tx, incident_id, state="acknowledged", acknowledged_by=who, withheld="")
     why = f": {messages.clean(reason, _TEXT)}" if reason else ""
-    write(tx, incident_id, at, "acknowledged", f"acknowledged by {who}{why}")
+    event = write(tx, incident_id, at, "acknowledged", f"acknowledged by {who}{why}")
+    if context is not None:
+        desk = Desk(tx, context, at)
+        desk.announce(get(tx, incident_id), event=event, kind="acknowledged", type=ACKNOWLEDGED)
     return True
 
 

@@ -65,7 +65,7 @@ class Mail:
             with dial:
                 return self._hand_over(dial, letter)
         except (OSError, ValueError) as error:  # smtplib's errors are OSErrors
-            if dial.expired or isinstance(error, TimeoutError):
+            if dial.over or isinstance(error, TimeoutError):
                 return Outcome(error=f"no answer within {self._longest.total_seconds():g} s")
             return _failure(error)
 

@@ -35,7 +35,7 @@ _CROSSED = 5  # numbers over their line in the data of a message
 _ENTRIES = 5  # incidents that a message about many always names
 
 
-class MessageContext(Struct, frozen=True, kw_only=True):
+class MessageContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every message about a model says besides its finding, and how it is routed."""
 
     model: str
@@ -85,6 +85,8 @@ class MessageContext(Struct, frozen=True, kw_only=True):
 
 def clean(text: str, limit: int = _LINE) -> str:
     """One line of printable text of at most `limit` characters."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return " ".join(text.split())  # what almost every name is like
     head = text[: 4 * limit]  # a megabyte of category is not worth looking at
     printable = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in head)
     line = " ".join(printable.split())

@@ -70,7 +70,7 @@ class Target:
             with dial:
                 return self._ask(dial, method, content, headers, at)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if dial.expired or isinstance(error, TimeoutError):
+            if dial.over or isinstance(error, TimeoutError):
                 limit = self.timeout.total_seconds()
                 return Outcome(error=f"no answer within {limit:g} s")
             broken = isinstance(error, http.client.HTTPException | ValueError)

@@ -44,6 +44,7 @@ class Incident(Struct, frozen=True, kw_only=True):
     relapses: int = 0
     story: int | None = None  # the incident this one is a chapter of
     acknowledged_by: str = ""
+    told: datetime | None = None  # when anybody was told of it last
     escalated: datetime | None = None
     muted: str = ""  # why nobody is told at present; empty: they are
     withheld: str = ""  # the kind of message that follows when they may be told again

@@ -18,6 +18,18 @@ from monitor.alert import outbox
 from monitor.alert.contract import Message, Outcome, Receiver, Refreshed
 
 
+def due(
+    receivers: Mapping[str, Receiver], last: Mapping[str, datetime], now: datetime
+) -> dict[str, Refreshed]:
+    """The receivers whose time has come to be told again."""
+    return {
+        name: receiver
+        for name, receiver in receivers.items()
+        if isinstance(receiver, Refreshed)
+        and (name not in last or now - last[name] >= receiver.every)
+    }
+
+
 def refresh_due(
     ledger: Ledger,
     receivers: Mapping[str, Receiver],
@@ -31,12 +43,7 @@ def refresh_due(
         last: when each was refreshed, by name; brought up to date here.
         now: the real time.
     """
-    forgetful = {
-        name: receiver
-        for name, receiver in receivers.items()
-        if isinstance(receiver, Refreshed)
-        and (name not in last or now - last[name] >= receiver.every)
-    }
+    forgetful = due(receivers, last, now)
     if not forgetful:
         return {}
     with ledger.read() as tx:
@@ -53,23 +60,41 @@ def refresh_due(
 
 
 def lasting(tx: sa.Connection, receiver: str) -> list[Message]:
-    """The newest message that a receiver took about each unresolved incident."""
-    rows, incidents = schema.outbox, schema.incidents
-    newest = (
-        sa.select(sa.func.max(rows.c.id))
-        .join(incidents, incidents.c.id == rows.c.incident_id)
-        .where(rows.c.receiver == receiver, rows.c.state == "delivered")
-        .where(incidents.c.open_key.is_not(None))
-        .group_by(rows.c.incident_id)
+    """The newest message that a receiver took about each unresolved incident that may be told.
+
+    Such a message may speak of other incidents as well; `incident` is the one that is meant.
+    """
+    rows, notices = schema.outbox, schema.notices
+    by_row = sa.select(rows.c.incident_id, sa.func.max(rows.c.id)).select_from(rows)
+    by_notice = (  # a group speaks of several incidents in one message
+        sa.select(notices.c.incident_id, sa.func.max(rows.c.id))
+        .select_from(notices)
+        .join(rows, rows.c.message_id == notices.c.message_id)
+        .where(notices.c.receiver == receiver)
     )
+    newest: dict[int, int] = {}
+    for query in (by_row, by_notice):
+        incident = query.selected_columns[0]
+        took = query.where(rows.c.receiver == receiver, rows.c.state == "delivered")
+        for identity, row in tx.execute(took.where(incident.in_(_open())).group_by(incident)):
+            newest[identity] = max(row, newest.get(identity, row))
+    found = {
+        row.id: row for row in tx.execute(sa.select(rows).where(rows.c.id.in_(newest.values())))
+    }
     origin = outbox.origin(tx)
     return [
         Message(
-            id=row.message_id,
-            type=row.type,
-            body=row.body,
-            incident=row.incident_id,
+            id=found[row].message_id,
+            type=found[row].type,
+            body=found[row].body,
+            incident=identity,
             origin=origin,
         )
-        for row in tx.execute(sa.select(rows).where(rows.c.id.in_(newest)).order_by(rows.c.id))
+        for identity, row in sorted(newest.items())
     ]
+
+
+def _open() -> sa.Select[tuple[int]]:
+    """Incidents that are unresolved and not muted."""
+    table = schema.incidents
+    return sa.select(table.c.id).where(table.c.open_key.is_not(None), table.c.muted == "")

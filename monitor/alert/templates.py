@@ -136,7 +136,8 @@ def crossed_line(data: Mapping[str, Any]) -> str:
 
 
 def _headline(data: Mapping[str, Any], at: datetime) -> str:
-    known, model, title = cause(data["cause"]), data["model"], data["title"]
+    known, title = cause(data["cause"]), data["title"]
+    model = data["model"] or "this installation"
     if data["event"] == "resolved":
         return f"{RESOLVED} {model} {known.over}: {data['news'] or 'resolved'}"
     if data["event"] in FINDS:

@@ -1,6 +1,6 @@
 """What time alone brings: ended silences, reminders, escalations, and groups that waited.
 
-`Turn.run` is asked after every check for its model, and every second by the scheduler for all.
+`Turn.run` is asked after every check for its model, and every few seconds by the scheduler for all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class Turn:
         """Tell what is due; returns what was said of which incident, and the message's id."""
         loud = []
         for incident in incidents:
-            if incident.state in ("open", "acknowledged") and not self._quiet(incident):
-                loud.append(records.get(self.tx, incident.id))
+            if incident.state not in ("open", "acknowledged") or self._quiet(incident):
+                continue
+            changed = incident.muted or incident.withheld
+            loud.append(records.get(self.tx, incident.id) if changed else incident)
         for incident in loud:
             if incident.withheld:
                 self._tell_withheld(incident)
@@ -72,9 +74,12 @@ class Turn:
         self.said[incident.id] = (kind, self.desk.announce(now, event=event, kind=kind))
 
     def _escalate(self, incident: Incident) -> None:
-        first = self.desk.first(incident)
-        for target in self.desk.targets(incident):
-            if target.escalate_to and lifecycle.escalates(
+        if incident.severity != "page" or incident.escalated is not None:
+            return
+        upwards = [each for each in self.desk.targets(incident) if each.escalate_to]
+        first = self.desk.first(incident) if upwards else None
+        for target in upwards:
+            if lifecycle.escalates(
                 state=incident.state, severity=incident.severity, told=first,
                 escalated=incident.escalated, at=self.at, after=target.escalate_after,
             ):  # fmt: skip
@@ -89,26 +94,29 @@ class Turn:
         """Tell what lasts once more: each group at most once an interval, all of it together."""
         due: dict[str, list[tuple[Incident, Target, str]]] = {}
         for incident in incidents:
-            context = self.desk.context(incident)
             for name, target, key in self.desk.concerned(incident):
-                if not target.alone and not self.whole:
-                    continue  # others of the group would be left out
-                last = self.desk.last(key)
-                if last is None:  # told before there were notices, or never
-                    last = outbox.last_created(self.tx, incident.id) or incident.opened
-                every = target.repeat if target.repeat is not None else context.repeat
-                if lifecycle.reminds(told=max(last, incident.opened), at=self.at, every=every):
+                # Others of the group would be left out, where only one model is looked at.
+                if (target.alone or self.whole) and self._due(incident, target, key):
                     due.setdefault(key, []).append((incident, target, name))
         events: dict[int, int] = {}
         for key, members in due.items():
             for incident, target, name in members:
-                if incident.id not in events:
-                    events[incident.id] = journal.write(
-                        self.tx, incident.id, self.at, "reminder", incident.title
-                    )
-                self.desk.note(
-                    incident, target, name, key, event=events[incident.id], kind="reminder"
-                )
+                number = incident.id
+                if number not in events:
+                    title = incident.title
+                    events[number] = journal.write(self.tx, number, self.at, "reminder", title)
+                self.desk.note(incident, target, name, key, event=events[number], kind="reminder")
             message = self.desk.flush([key])
             for incident, _, _ in members:
                 self.said.setdefault(incident.id, ("reminder", message))
+
+    def _due(self, incident: Incident, target: Target, key: str) -> bool:
+        """Whether a group is told again of what lasts."""
+        usual = self.desk.context(incident).repeat
+        every = target.repeat if target.repeat is not None else usual
+        if incident.told is not None and self.at - incident.told <= every:
+            return False  # no need to ask
+        last = self.desk.last(key)
+        if last is None:  # told before there were notices, or never
+            last = outbox.last_created(self.tx, incident.id) or incident.opened
+        return lifecycle.reminds(told=max(last, incident.opened), at=self.at, every=every)

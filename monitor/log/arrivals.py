@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import sqlalchemy as sa
-from msgspec import Struct
 
 from core import schema
 from core.ledger import Ledger
+from monitor.figures import Arrivals
 
 _MOST = 2000  # newest rows that are looked at
 
 
-class Arrivals(Struct, frozen=True, kw_only=True):
-    """Rows that arrived in some stretch, the newest 2,000 of them; training history apart."""
+def arrivals(
+    ledger: Ledger, model: str, *, after: datetime, until: datetime, late: timedelta
+) -> Arrivals:
+    """The newest 2,000 rows that arrived in (after, until], training history apart.
 
-    rows: int
-    newest: datetime | None = None  # when the last one arrived
-    delays: tuple[float, ...] = ()  # seconds from event time to arrival, ascending
+    Only hot rows know when they arrived; those that were sealed since are not seen.
 
-    @property
-    def median(self) -> float | None:
-        """Median delay in seconds."""
-        return float(np.median(self.delays)) if self.delays else None
-
-    def share(self, seconds: float) -> float:
-        """Share of the rows that arrived later than this after their event time."""
-        return float(np.mean(np.array(self.delays) > seconds)) if self.delays else 0.0
-
-
-def arrivals(ledger: Ledger, model: str, *, after: datetime, until: datetime) -> Arrivals:
-    """The hot rows that arrived in (after, until]; rows that were sealed since are not seen."""
+    Args:
+        late: the delay beyond which a row counts as late.
+    """
     table = schema.predictions.c
     query = (
         sa.select(table.time, table.received)
@@ -47,6 +38,12 @@ def arrivals(ledger: Ledger, model: str, *, after: datetime, until: datetime) ->
     )
     with ledger.read() as tx:
         rows = tx.execute(query).all()
-    delays = sorted(max((row.received - row.time).total_seconds(), 0.0) for row in rows)
-    newest = max((row.received for row in rows), default=None)
-    return Arrivals(rows=len(rows), newest=newest, delays=tuple(delays))
+    if not rows:
+        return Arrivals(rows=0)
+    delays = np.array([max((row.received - row.time).total_seconds(), 0.0) for row in rows])
+    return Arrivals(
+        rows=len(rows),
+        newest=max(row.received for row in rows),
+        delay=float(np.median(delays)),
+        late=float((delays > late.total_seconds()).mean()),
+    )

@@ -173,6 +173,16 @@ class Sums:
             counts.missing.astype(np.float64),
         )
 
+    def with_unseen(self, layout: Layout) -> Sums:
+        """The baseline's sums with what it must have missed: levels it never saw hold about as many
+        rows as those it saw once (Good 1953), spread over its parts like its rows."""
+        if not len(layout.begins) or not self.rows.sum():
+            return self
+        levels = self.levels.copy()
+        last = np.append(layout.begins[1:], len(layout.owner)) - 1
+        levels[:, last] += (self.rows / self.rows.sum())[:, None] * layout.seen_once
+        return Sums(self.rows, self.numbers, levels, self.missing)
+
     @cached_property
     def _flat(self) -> np.ndarray:
         """Everything but the rows, side by side."""

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import Struct
 
-from monitor.measure import alarms, strata, variation
+from monitor.measure import alarms, pairs, strata, variation
 from monitor.measure.dispersion import Dispersion
+from monitor.measure.pairs import PairBaseline
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.measure.strata import LEAST, SCHEMES, Scheme
 from monitor.measure.tally import Layout, Tally, merge, tally, tally_blocks
@@ -38,6 +39,7 @@ class Calibration(Struct, frozen=True, kw_only=True):
     variation: tuple[ScaleVariation, ...] = ()
     w1: dict[str, tuple[float, float]] = {}
     """Mean and sd of the normed Wasserstein distance's null, by column key (`thresholds`)."""
+    pairs: PairBaseline | None = None  # None in baselines from before it was measured
 
 
 class Spread(NamedTuple):
@@ -55,7 +57,7 @@ class Reference:
         self.layout = Layout.of(profiles)
         self.calibration = calibration
         self.strata = _unpack(self.layout, calibration)
-        self.sums = alarms.Sums.of(self.layout, self.strata)
+        self.sums = alarms.Sums.of(self.layout, self.strata).with_unseen(self.layout)
         self.variation = calibration.variation or (variation.nothing_known(self.layout, 1),)
         self.dispersion = Dispersion.of(self.variation)
         self._place = {profile.key: i for i, profile in enumerate(self.layout.ordered)}
@@ -63,6 +65,11 @@ class Reference:
     def stratum(self, seconds: np.ndarray) -> np.ndarray:
         """The stratum of moments (seconds since 1970)."""
         return strata.stratum(self.calibration.scheme, seconds)
+
+    def named(self, keys: Sequence[str]) -> list[ColumnProfile]:
+        """The comparable profiles of these keys, in order."""
+        ordered = self.layout.ordered
+        return [ordered[self._place[key]] for key in keys]
 
     @property
     def kinds(self) -> int:
@@ -104,6 +111,7 @@ def calibrate(
     seconds: np.ndarray | None,
     part: timedelta | None,
     window: timedelta | None,
+    pair_rows: int = pairs.MOST_ROWS,
 ) -> Calibration:
     """Count the baseline's rows into blocks of time and measure how they vary.
 
@@ -113,6 +121,7 @@ def calibrate(
             None when the rows have no times.
         part: time that one check adds (its rhythm); a sixteenth of the baseline when None.
         window: the longest span a check looks back over; the baseline's own when None.
+        pair_rows: rows that correlations are measured on.
     """
     layout = Layout.of(profiles)
     rows = max((columns[profile.key].rows for profile in layout.profiles), default=0)
@@ -123,7 +132,10 @@ def calibrate(
     }
     cut = None if seconds is None or not layout.profiles else _cut(layout, seconds, part, window)
     if cut is None:
-        return Calibration(rows=rows, strata=_pack(_whole(layout, columns, rows)), w1=w1)
+        related = pairs.baseline_of(layout, columns, None, pair_rows)
+        return Calibration(
+            rows=rows, strata=_pack(_whole(layout, columns, rows)), w1=w1, pairs=related
+        )
     length, block, blocks = cut
     counted = tally_blocks(layout, columns, block, blocks)
     filled = counted.rows > 0
@@ -142,6 +154,7 @@ def calibrate(
         strata=_pack(merge(by_stratum)),
         variation=variation.measure(layout, parts, kinds, np.flatnonzero(filled), scales),
         w1=w1,
+        pairs=pairs.baseline_of(layout, columns, block, pair_rows),
     )
 
 

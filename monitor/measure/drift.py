@@ -19,17 +19,21 @@ import numpy as np
 from msgspec import Struct
 from scipy import special
 
-from monitor.measure import alarms, effects, pvalues, tally, thresholds
+from monitor.measure import alarms, effects, pairs, pvalues, tally, thresholds
 from monitor.measure.calibration import MOST_CELLS, Reference, Spread
 from monitor.measure.profile import ColumnProfile, Values
 from monitor.results import ColumnDrift, Statistic
 
 QUARTER = timedelta(days=90)
+SHARE = 0.1  # of the budget, for pairs of columns (`monitor.measure.together`)
 _MOST_PARTS = 512
 MOST_SORTED = 100_000  # rows of a window that Wasserstein and Kolmogorov–Smirnov look at
 _NUMBER_NAMES: tuple[str, ...] = ("location", "spread", "shape", "tail", "tail", "missing")
 _LEVEL_NAMES: tuple[str, ...] = ("levels", "level", "missing")
-DECIDING = ("location", "spread", "shape", "tail", "missing", "levels", "level")
+DECIDING = (
+    "location", "spread", "shape", "tail", "missing", "levels", "level",
+    "correlation", "classifier", "evidently_above", "evidently_below",
+)  # fmt: skip
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -64,6 +68,10 @@ class Window:
     counts: tally.Tally
     mix: np.ndarray
     columns: Mapping[str, Column]
+    scores: np.ndarray | None = (
+        None  # of `pairs.scored`, newest rows last; None: not to be looked at
+    )
+    score_parts: np.ndarray | None = None  # intp, the part of each of those rows
 
 
 def window_of(
@@ -81,7 +89,7 @@ def window_of(
         seconds: float64 (rows,), event time in seconds since 1970.
     """
     layout = reference.layout
-    length, parts = _parts(layout, budget)
+    length, parts = parts_of(layout, budget)
     # Oldest first; a row of exactly the window's age belongs to the oldest part.
     part = parts - 1 - np.minimum(np.maximum(ages, 0.0) // length.total_seconds(), parts - 1)
     place = part.astype(np.intp)
@@ -89,10 +97,19 @@ def window_of(
     kinds = reference.stratum(seconds)
     mix = np.bincount(place * reference.kinds + kinds, minlength=parts * reference.kinds)
     numeric = {profile.key for profile in layout.numeric}
+    scores = scored_parts = None
+    if (related := reference.calibration.pairs) is not None and len(ages):
+        step = -(-len(ages) // pairs.MOST_ROWS)
+        profiles = reference.named(related.columns)
+        scores = pairs.scored(profiles, {p.key: known[p.key] for p in profiles}, step)
+        order = np.argsort(place[::step], kind="stable")
+        scores, scored_parts = scores[order], place[::step][order]
     return Window(
         counts=tally.tally_blocks(layout, known, place, parts),
         mix=mix.reshape(parts, reference.kinds).astype(np.float64),
         columns={key: column_of(found, key in numeric) for key, found in values.items()},
+        scores=scores,
+        score_parts=scored_parts,
     )
 
 
@@ -155,15 +172,15 @@ def _per_column(layout: tally.Layout, total: tally.Tally) -> dict[str, np.ndarra
 
 def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
     layout, rows = reference.layout, float(window.counts.rows.sum())
-    length, parts = _parts(layout, budget)
+    length, parts = parts_of(layout, budget)
     scales = alarms.scales_for(parts, rows / parts)
     found = alarms.windows(window.counts, window.mix, scales)
     checks = max(QUARTER / budget.every, 1.0)
     rate = max(length / budget.every, 1.0)  # checks that a part amounts to
     tests = alarms.tests_of(layout)
+    allowed = budget.false_alarms * (1 - (SHARE if window.scores is not None else 0.0))
     alphas = [
-        alarms.alpha(budget.false_alarms, checks, max(round(s * rate), 1), len(scales), tests)
-        for s in scales
+        alarms.alpha(allowed, checks, max(round(s * rate), 1), len(scales), tests) for s in scales
     ]
     variation = reference.over(
         [(length * s, float(n)) for s, n in zip(scales, found.counts.rows, strict=True)]
@@ -173,7 +190,7 @@ def _judge(reference: Reference, window: Window, budget: Budget) -> _Verdicts:
     return _Verdicts(_strongest(reference, looks, length), alphas[-1])
 
 
-def _parts(layout: tally.Layout, budget: Budget) -> tuple[timedelta, int]:
+def parts_of(layout: tally.Layout, budget: Budget) -> tuple[timedelta, int]:
     """Length and number of the window's parts: one a check, or more where that makes too many."""
     length = min(budget.every, budget.window)
     most = min(_MOST_PARTS, MOST_CELLS // max(len(layout.numeric) * layout.cells, 1))
@@ -203,8 +220,8 @@ def _strongest(
         p, alpha = float(tests[scale, test]), float(looks.alphas[scale])
         found[profile.key] = Statistic(
             name=names[int(test)],
-            value=_z(p),
-            threshold=_z(alpha),
+            value=z_of(p),
+            threshold=z_of(alpha),
             alarm=p < alpha,
             over_s=(length * looks.scales[int(scale)]).total_seconds(),
             rows=int(looks.rows[scale]),
@@ -212,7 +229,7 @@ def _strongest(
     return found
 
 
-def _z(p: float) -> float:
+def z_of(p: float) -> float:
     """The two-sided normal quantile of a p-value: 0 for 1, 5.0 for 6e-7, at most 37."""
     return abs(float(special.ndtri(max(p, 1e-300) / 2)))
 
@@ -246,6 +263,7 @@ def _measure_column(
         statistics=(*statistics, decided) if decided else statistics,
         drifted=decided is not None and decided.alarm,
         why=why,
+        counts=() if counts is None else tuple(int(count) for count in counts),
     )
 
 
@@ -307,7 +325,8 @@ def _ranked(
         why = "the reference sample has no value in this column"
         return [_unknown("wasserstein", why), _unknown("ks", why)]
     n, m = len(window), len(sample)
-    distance = effects.wasserstein(sample, window) / profile.sd if profile.sd else np.nan
+    ks, distance = effects.ks_and_wasserstein(sample, window)
+    distance = distance / profile.sd if profile.sd else np.nan
     mean, sd = w1 or (None, None)
     limit = thresholds.wasserstein_line(n, m, alpha, mean, sd, phi)
     why = "the baseline is constant" if profile.sd == 0 else "the values are too large for it"
@@ -315,7 +334,7 @@ def _ranked(
         _judged("wasserstein", distance, limit)
         if np.isfinite(distance)
         else _unknown("wasserstein", why),
-        _judged("ks", effects.ks(sample, window), thresholds.ks_line(n, m, alpha, phi)),
+        _judged("ks", ks, thresholds.ks_line(n, m, alpha, phi)),
     ]
 
 

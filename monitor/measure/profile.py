@@ -280,7 +280,7 @@ def _profile_numbers(basics: dict[str, Any], values: np.ndarray) -> ColumnProfil
     edges = np.concatenate([[floor], np.unique(cuts[cuts < high]), [high]])
     inside = np.searchsorted(ordered, edges, side="right")
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, sd = float(values.mean()), float(values.std())
+        mean, sd = float(ordered.mean()), float(ordered.std())  # the same in any order of rows
     runs = np.diff(np.flatnonzero(np.diff(ordered, prepend=np.nan)), append=len(ordered))
     lower, upper = _order_statistics(ordered, np.array([0.01, 0.99]))
     return ColumnProfile(

@@ -40,18 +40,25 @@ class Line(Struct, frozen=True, kw_only=True):
     bets: tuple[float, ...]
 
 
-def line(losses: np.ndarray, *, expected: float | None = None, tolerance: float = 0.05) -> Line:
+def line(
+    losses: np.ndarray,
+    *,
+    expected: float | None = None,
+    tolerance: float = 0.05,
+    sure: float = 1.0,
+) -> Line:
     """The line for a model whose reference rows lost `losses`, shape (n,), finite, n > 0.
 
     Args:
         expected: what it is now expected to lose on average; the mean of `losses` when None.
         tolerance: a mean this share above what is expected is still normal.
+        sure: standard errors of the reference's own mean that are added to the line.
     """
     scale = 1.0 if expected is None else expected / max(float(losses.mean()), 1e-12)
     scaled = losses * scale
     high = max(float(np.quantile(scaled, 0.995)), 1e-9)
     unit = np.minimum(scaled, high) / high
-    return _line(float(unit.mean()), float(unit.std()), len(unit), high, tolerance)
+    return _line(float(unit.mean()), float(unit.std()), len(unit) / sure**2, high, tolerance)
 
 
 def line_of(mean: float, sd: float, n: int, high: float, *, tolerance: float = 0.05) -> Line:
@@ -59,7 +66,7 @@ def line_of(mean: float, sd: float, n: int, high: float, *, tolerance: float = 0
     return _line(min(mean / high, 1.0), sd / high, n, high, tolerance)
 
 
-def _line(mean: float, sd: float, n: int, high: float, tolerance: float) -> Line:
+def _line(mean: float, sd: float, n: float, high: float, tolerance: float) -> Line:
     normal = mean * (1 + tolerance) + sd / math.sqrt(max(n, 1))
     largest = min(1.0, normal / (sd**2 + 1e-6))
     bets = tuple(min(bet * largest, _MOST / max(normal, 1e-6)) for bet in _BETS)

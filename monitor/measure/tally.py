@@ -68,6 +68,14 @@ class Layout:
         return np.concatenate([np.zeros(0), *(each / each.sum() for each in counts)])
 
     @cached_property
+    def seen_once(self) -> np.ndarray:
+        """Levels of each categorical column that the baseline saw exactly once, float64; 0 where
+        not all of its levels are told apart."""
+        return np.array(
+            [float(p.counts[:-1].count(1)) if p.complete else 0.0 for p in self.categorical]
+        )
+
+    @cached_property
     def ever_missing(self) -> np.ndarray:
         """Whether the baseline's column had rows without a value, bool, in order of `ordered`."""
         return np.array([profile.missing > 0 for profile in self.ordered], dtype=bool)

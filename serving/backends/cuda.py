@@ -1,4 +1,6 @@
-"""Small batches on a GPU: captured once as CUDA graphs, padded to a power of two, replayed.
+"""Models that share a GPU: a stream each, and small batches as CUDA graphs.
+
+Small batches are captured once as CUDA graphs, padded to a power of two, and replayed.
 
 A tree ensemble walks its levels in hundreds of tiny kernels; launched one by one they cost far more
 than they compute. A replay is a single launch. Only for CUDA devices; nothing here runs without.
@@ -7,12 +9,31 @@ than they compute. A replay is a single launch. Only for CUDA devices; nothing h
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 _LARGEST = 1024  # rows; larger batches keep the device busy without help
 _WARM_UPS = 3  # runs before a capture, as torch asks for
+
+
+class Lane:
+    """A model's own stream, so that models of several threads overlap on the device.
+
+    Args:
+        urgent: its kernels go before those of other streams that wait (the `latency` profile).
+    """
+
+    def __init__(self, device: str, *, urgent: bool) -> None:
+        # CUDA's lower number is the higher priority.
+        self._stream: Any = (
+            torch.cuda.Stream(device, priority=-1 if urgent else 0) if device != "cpu" else None
+        )
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Run a block on the stream; nothing on a processor."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 class _Captured(NamedTuple):
@@ -61,7 +82,8 @@ class Graphs:
                 for _ in range(_WARM_UPS):
                     self._function(inputs)
             torch.cuda.current_stream().wait_stream(self._stream)
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Other models' threads go on allocating meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = self._function(inputs)
         except RuntimeError:  # an operator that cannot be captured: launched one by one, then
             self._usable = False

@@ -212,12 +212,12 @@ def load(path: Path) -> Forest:
         UntrustedArtifact: damaged, or nodes point outside the arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             plain = json.loads(bytes(archive["head"]))
             if plain.pop("format") != _FORMAT:
                 raise ValueError("written by another version of shelflife")
             forest = Forest(**{name: archive[name] for name in _ARRAYS}, **plain)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UntrustedArtifact(f"{path.name} is not a sound forest: {error}") from None
     nodes = len(forest.feature)
     own = np.arange(nodes)[:, None]

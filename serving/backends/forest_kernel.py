@@ -19,8 +19,8 @@ from serving.backends.forest_torch import ForestTensors
 _BLOCK = 128  # rows per program
 
 
-@triton.jit
-def _sums(
+@triton.jit  # type: ignore[untyped-decorator]
+def _sums(  # type: ignore[no-untyped-def]
     matrix, feature, threshold, children, missing, value, roots, target, result,
     rows, width, first, last, outputs,
     DEPTH: tl.constexpr, STRICT: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,

@@ -15,7 +15,7 @@ import torch
 from core.spec import ModelSpec
 from serving import steps
 from serving.backend import Columns, Counting, Outputs
-from serving.backends.cuda import Graphs
+from serving.backends.cuda import Graphs, Lane
 from serving.backends.forest import Forest
 from serving.backends.heads import Order, outputs_of
 
@@ -102,6 +102,8 @@ class ForestModel(Counting):
         order: Order,
         variant: str,
         device: str,
+        *,
+        urgent: bool = False,
     ) -> None:
         super().__init__()
         self._spec, self._program, self._order, self.device = spec, program, order, device
@@ -117,12 +119,13 @@ class ForestModel(Counting):
             width = max(1, len(program.columns))
             self._answer = Graphs(answer, inputs=forest.inputs or width, dtype=torch.float64)
         self._held = self._tensors.nbytes
+        self._lane = Lane(device, urgent=urgent)
 
     def _infer(self, columns: Columns) -> Outputs:
         matrix = np.ascontiguousarray(steps.run(self._program, columns))
         if not matrix.flags.writeable:
             matrix = matrix.copy()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._lane():
             found = self._answer(torch.from_numpy(matrix).to(self.device)).cpu().numpy()
         return outputs_of(self._spec, found, self._order)
 

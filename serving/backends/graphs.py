@@ -221,7 +221,7 @@ def _ensemble(forest: Forest, source: str, result: str) -> Any:
         return np.concatenate([place[children] + copy * step for copy in blocks])
 
     def repeated(array: np.ndarray) -> list[int]:
-        return np.tile(array, copies).astype(np.int64).tolist()
+        return list(np.tile(array, copies).astype(np.int64).tolist())
 
     other, below = forest.children[inner, 0], forest.children[inner, 1]
     scale = len(forest.roots) if forest.average else 1

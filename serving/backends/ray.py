@@ -164,6 +164,7 @@ class RayModel(Counting):
         # Inside a list, so that Ray hands the reference on and each replica fetches it once.
         self._start: Any = [ray.put(start)]
         more = interpreter.more
+        serve.start(proxy_location="Disabled")  # asked through handles; where it runs, it stays
         running = serve.status().applications
         if self._shared and self.name in running:
             self._handle: Any = serve.get_app_handle(self.name)

@@ -92,6 +92,7 @@ class Torch:
             forests.save(forests.forest_of(last), folder / FOREST)
             (folder / STEPS).write_bytes(msgspec.json.encode(program))
             more = {"order": order_of(last, subject.spec)}
+        more["urgent"] = subject.settings.profile == "latency"
         interpreter = Interpreter(backend="torch", variant=variant, device=device, more=more)
         write_interpreter(folder, interpreter)
 
@@ -100,18 +101,21 @@ class Torch:
         interpreter = read_interpreter(folder)
         precision, _, device = interpreter.variant.partition("@")
         order: Order = interpreter.more["order"]
+        urgent = bool(interpreter.more.get("urgent"))
         torch = _engine(threads)
         if device == "cuda" and not torch.cuda.is_available():
             raise NotApplicable("torch finds no GPU here")
         if (folder / MODULE).is_file():
             from serving.backends.torch_module import load_module
 
-            return load_module(folder / MODULE, spec, order, precision, device or "cpu")
+            return load_module(
+                folder / MODULE, spec, order, precision, device or "cpu", urgent=urgent
+            )
         from serving.backends.forest_torch import ForestModel
 
         program = msgspec.json.decode((folder / STEPS).read_bytes(), type=steps.Program)
         forest = forests.load(folder / FOREST)
-        return ForestModel(forest, program, spec, order, precision, device or "cpu")
+        return ForestModel(forest, program, spec, order, precision, device or "cpu", urgent=urgent)
 
 
 def _export(module: Any, subject: Subject, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from core.errors import UntrustedArtifact
 from core.spec import ModelSpec
 from serving.backend import Columns, Counting, Outputs
-from serving.backends.cuda import Graphs
+from serving.backends.cuda import Graphs, Lane
 from serving.backends.heads import Order, outputs_of
 
 _DTYPES = {
@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 def load_module(
-    path: Path, spec: ModelSpec, order: Order, precision: str, device: str
+    path: Path, spec: ModelSpec, order: Order, precision: str, device: str, *, urgent: bool = False
 ) -> TorchModel:
     """The exported module in `path`.
 
@@ -37,18 +37,26 @@ def load_module(
             module = torch.export.load(path).module()
     except Exception as error:  # a damaged archive makes torch raise anything
         raise UntrustedArtifact(f"{path.name} is no exported program: {error}") from None
-    return TorchModel(module, spec, order, precision, device)
+    return TorchModel(module, spec, order, precision, device, urgent=urgent)
 
 
 class TorchModel(Counting):
     """A module that takes the features as one matrix."""
 
     def __init__(
-        self, module: Any, spec: ModelSpec, order: Order, precision: str, device: str
+        self,
+        module: Any,
+        spec: ModelSpec,
+        order: Order,
+        precision: str,
+        device: str,
+        *,
+        urgent: bool = False,
     ) -> None:
         super().__init__()
         self._spec, self._order, self.device = spec, order, device
         self._dtype = _DTYPES[precision]
+        self._lane = Lane(device, urgent=urgent)
         self._module: Any = module.to(device=device, dtype=self._dtype)
         tensors = [*module.parameters(), *module.buffers()]
         self._held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -58,7 +66,7 @@ class TorchModel(Counting):
 
     def _infer(self, columns: Columns) -> Outputs:
         matrix = self._matrix(columns)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._lane():
             tensor = torch.from_numpy(matrix).to(device=self.device, dtype=self._dtype)
             # A batch of one is a shape of its own to torch.export.
             alone = len(tensor) == 1

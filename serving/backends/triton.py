@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from core.files import sha256_tree, write_atomic
-from core.spec import ModelSpec
+from core.spec import Feature, ModelSpec
 from core.times import duration
 from serving.backend import (
     Capabilities,
@@ -41,9 +41,9 @@ from serving.backends.heads import outputs_of, read_interpreter, write_interpret
 ENTRY, INNER = "entry", "inner"
 _USERS = ".shelflife-users"  # beside the entries: one file per process that uses an entry
 _MAX_BATCH = 4096
-_TYPES = {"numeric": "FP64", "integer": "INT64", "boolean": "BOOL", "categorical": "BYTES"}
-#: A missing category: BYTES has no null, and no text of a caller holds this alone.
-MISSING = "\x00"
+#: Categories travel as UTF-8, a 1 and zeros; a missing one as 255: see `triton_model`.
+_TYPES = {"numeric": "FP64", "integer": "INT64", "boolean": "UINT8", "categorical": "UINT8"}
+_DTYPES = {"FP64": np.float64, "INT64": np.int64, "UINT8": np.uint8}
 _POLL_S = 0.05
 
 
@@ -119,7 +119,8 @@ class TritonModel(Counting):
         self._mark.touch()
         try:
             self._place(folder / ENTRY, trust_pickle)
-            self._client.load_model(self.name)
+            if not self._client.is_model_ready(self.name):  # loading again would interrupt others
+                self._client.load_model(self.name)
             self._await()
         except grpc.InferenceServerException as error:
             self._mark.unlink(missing_ok=True)
@@ -180,14 +181,10 @@ class TritonModel(Counting):
     def _column_inputs(self, columns: Columns) -> list[Any]:
         inputs = []
         for feature in self._spec.features:
-            array, kind = columns[feature.name], _TYPES[feature.kind]
-            if feature.kind == "categorical":
-                texts = [MISSING if value is None else value for value in array.tolist()]
-                array = np.array([text.encode() for text in texts], dtype=object)
-            elif feature.nullable:
-                array, kind = array.astype(np.float64), "FP64"
-            tensor = self._grpc.InferInput(feature.name, [len(array), 1], kind)
-            tensor.set_data_from_numpy(array.reshape(-1, 1))
+            array, kind = columns[feature.name], _wire(feature)
+            matrix = _bytes(array) if feature.kind == "categorical" else array.reshape(-1, 1)
+            tensor = self._grpc.InferInput(feature.name, list(matrix.shape), kind)
+            tensor.set_data_from_numpy(matrix.astype(_DTYPES[kind], copy=False))
             inputs.append(tensor)
         return inputs
 
@@ -248,12 +245,11 @@ def _python_entry(subject: Subject, entry: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     (version / "root.txt").write_text(str(root))
     inputs = [
-        (f.name, "FP64" if f.nullable and f.kind != "categorical" else _TYPES[f.kind])
-        for f in subject.spec.features
+        (f.name, _wire(f), -1 if f.kind == "categorical" else 1) for f in subject.spec.features
     ]
     lines = ['backend: "python"', f"max_batch_size: {_MAX_BATCH}", "dynamic_batching { }"]
-    lines += [_tensor("input", name, kind) for name, kind in inputs]
-    lines += [_tensor("output", name, "FP64") for name in subject.spec.outputs]
+    lines += [_tensor("input", name, kind, width) for name, kind, width in inputs]
+    lines += [_tensor("output", name, "FP64", 1) for name in subject.spec.outputs]
     lines += ["instance_group [ { count: 1 kind: KIND_CPU } ]", ""]
     (entry / "config.pbtxt").write_text("\n".join(lines))
 
@@ -276,10 +272,23 @@ def _by_column(subject: Subject, more: dict[str, Any]) -> bool:
     return bool(more["names"][0] == subject.spec.features[0].name)
 
 
-def _tensor(what: str, name: str, kind: str) -> str:
-    known = "STRING" if kind == "BYTES" else kind
+def _tensor(what: str, name: str, kind: str, width: int) -> str:
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{what} [ {{ name: "{quoted}" data_type: TYPE_{known} dims: [ 1 ] }} ]'
+    return f'{what} [ {{ name: "{quoted}" data_type: TYPE_{kind} dims: [ {width} ] }} ]'
+
+
+def _wire(feature: Feature) -> str:
+    """The type a column travels as: floats where there may be missing numbers."""
+    floats = feature.nullable and feature.kind != "categorical"
+    return "FP64" if floats else _TYPES[feature.kind]
+
+
+def _bytes(texts: np.ndarray) -> np.ndarray:
+    """Categories as a matrix of bytes, as wide as the longest."""
+    encoded = [b"\xff" if text is None else text.encode() + b"\1" for text in texts.tolist()]
+    width = max(1, *(len(data) for data in encoded)) if encoded else 1
+    padded = b"".join(data.ljust(width, b"\0") for data in encoded)
+    return np.frombuffer(padded, dtype=np.uint8).reshape(len(encoded), width)
 
 
 def _audit(inner: Path) -> None:

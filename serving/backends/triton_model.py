@@ -62,20 +62,30 @@ class TritonPythonModel:
         found = {}
         for feature in self._spec.features:
             tensor = self._utils.get_input_tensor_by_name(request, feature.name)
-            array = tensor.as_numpy().reshape(-1)
+            # By DLPack: the stub of Triton 2.51 was compiled for NumPy 1, and the arrays it makes
+            # itself have no strides under NumPy 2.
+            array = np.from_dlpack(tensor)
             if feature.kind == "categorical":
-                texts = [value.decode() for value in array.tolist()]
-                array = np.array([None if t == "\x00" else t for t in texts], dtype=object)
-            found[feature.name] = array
+                found[feature.name] = np.array([_text(row) for row in array], dtype=object)
+                continue
+            column = array.reshape(-1)
+            whole = feature.kind == "boolean" and not feature.nullable
+            found[feature.name] = column.astype(np.bool_) if whole else column.copy()
         return found
 
     def _response(self, outputs: dict[str, np.ndarray]) -> Any:
-        tensors = [
-            self._utils.Tensor(name, np.asarray(array, dtype=np.float64).reshape(-1, 1))
-            for name, array in outputs.items()
-        ]
+        tensors = []
+        for name, array in outputs.items():
+            column = np.array(array, dtype=np.float64).reshape(-1, 1)
+            tensors.append(self._utils.Tensor.from_dlpack(name, column))
         return self._utils.InferenceResponse(tensors)
 
     def finalize(self) -> None:
         """Give the memory back."""
         self._model.unload()
+
+
+def _text(row: np.ndarray) -> str | None:
+    """A category from its bytes, a 1 and zeros; one that begins with 255 is missing."""
+    data = row.tobytes().rstrip(b"\0")
+    return None if data[:1] == b"\xff" else data[:-1].decode()

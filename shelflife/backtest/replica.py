@@ -53,7 +53,7 @@ class Replica(Service):
     def __init__(self, bank: Bank, settings: ModelSettings, folder: Path) -> None:
         super().__init__(Settings(defaults=settings, home=str(folder)), folder=folder)
         self.bank, self.fits = bank, 0.0
-        self.memory = MemoryRegistry()
+        self.memory, self.learned = MemoryRegistry(), {}
         self.rows = MemoryLog()
         self.store = Ledger("sqlite://").create()
         # The class builds these when first used; here they exist from the start.
@@ -69,6 +69,10 @@ class Replica(Service):
         """See `Service.baseline`."""
         kept = self.memory.kept[version.version]
         return kept.baseline, kept.reference
+
+    def observes(self, model: str) -> bool:
+        """Only the default policy asks what a probe says, and nobody watches a replay."""
+        return parse(self.settings.defaults.retrain.policy)[0] == "default"
 
     def run_context(
         self,
@@ -160,8 +164,8 @@ class Replica(Service):
 
     def probed(self, at: datetime) -> float:
         """What the probe of this moment cost, in fits of the first model (rows x rounds)."""
-        if parse(self.settings.defaults.retrain.policy)[0] != "default":
-            return 0.0  # observed all the same, for people; only the default policy asks it
+        if not self.observes(self.name):
+            return 0.0
         table = schema.observations
         query = sa.select(table.c.detail).where(table.c.model == self.name, table.c.at == at)
         with self.ledger.read() as tx:

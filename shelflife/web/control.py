@@ -27,11 +27,13 @@ from shelflife import commands, health, metrics
 from shelflife.health import Facts, Problem
 from shelflife.pulses import PULSE
 from shelflife.web.edge import Bodies, answer, decode
+from shelflife.web.gatekeeper import assert_ours, assert_signed, caller
 from shelflife.web.limits import MAX_VERSION, identifier
 from shelflife.web.specs import Specs
 from shelflife.web.wire import ActionIn
 
 _LISTED = 200  # rows of a listing
+_REASON = 3  # characters that a person's reason has at least
 _STATES = {
     "incidents": ("noticed", "open", "acknowledged", "resolved"),
     "runs": ("running", "waiting", "promoted", "refused", "failed", "abandoned"),
@@ -63,8 +65,11 @@ class Control:
 
     async def act(self, request: Request) -> Response:
         """Write a request for action down."""
+        identity = caller(request.scope)
+        assert_ours(request.scope)
         model = await self._model(request)
         async with self._bodies.read(request) as raw:
+            assert_signed(request.scope, raw)
             body: ActionIn = decode(ActionIn, raw or b"{}")
         for name in ("by", "reason"):
             if "\0" in getattr(body, name):
@@ -75,17 +80,19 @@ class Control:
                 identifier(value, f"arguments.{name}", 64)
             elif not isinstance(value, str) and abs(value) >= 2**63:
                 raise InputError(f"arguments.{name}", value, "a number within 64 bits")
-        identity = await run_in_threadpool(
+        if identity is not None and len(body.reason.strip()) < _REASON:
+            raise InputError("reason", body.reason, "why, in a few words: it is recorded")
+        asked = await run_in_threadpool(
             commands.ask,
             self._ledger,
             model,
             request.path_params["action"],
             arguments,
-            by=body.by or "api",
+            by=identity.name if identity else body.by or "api",
             reason=body.reason,
             now=self._clock(),
         )
-        return answer({"command": identity, "state": "asked"}, status=202)
+        return answer({"command": asked, "state": "asked"}, status=202)
 
     async def command(self, request: Request) -> Response:
         """What became of a command."""

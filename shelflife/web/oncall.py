@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -21,9 +22,22 @@ from core.times import parse_time
 from monitor.alert import silences
 from shelflife import oncall
 from shelflife.web.edge import Bodies, answer, decode
+from shelflife.web.gatekeeper import assert_ours, assert_signed, caller
 from shelflife.web.wire import IncidentActionIn, SilenceEndIn, SilenceIn
 
 ACTIONS = ("acknowledge", "replay", "resolve", "silence")
+
+
+def _signed(request: Request, body: Any, raw: bytes) -> Any:
+    """The body in the name of whoever the gatekeeper recognised, whatever name it gives.
+
+    Raises:
+        InputError: it comes from a page of another site, or is not what the dashboard signed.
+    """
+    assert_ours(request.scope)
+    assert_signed(request.scope, raw)
+    identity = caller(request.scope)
+    return body if identity is None else msgspec.structs.replace(body, by=identity.name)
 
 
 class OnCall:
@@ -55,7 +69,7 @@ class OnCall:
         if action not in ACTIONS:
             raise InputError("action", action, f"one of {', '.join(ACTIONS)}")
         async with self._bodies.read(request) as raw:
-            body: IncidentActionIn = decode(IncidentActionIn, raw or b"{}")
+            body: IncidentActionIn = _signed(request, decode(IncidentActionIn, raw or b"{}"), raw)
         for name in ("by", "reason", "until", "receiver"):
             _plain(name, getattr(body, name))
         return answer(await run_in_threadpool(self._act, number, action, body))
@@ -78,7 +92,7 @@ class OnCall:
     async def silence(self, request: Request) -> Response:
         """Ask not to hear of incidents whose labels match."""
         async with self._bodies.read(request) as raw:
-            body: SilenceIn = decode(SilenceIn, raw)
+            body: SilenceIn = _signed(request, decode(SilenceIn, raw), raw)
         for name in ("by", "reason", "until"):
             _plain(name, getattr(body, name))
         for text in body.match:
@@ -89,7 +103,7 @@ class OnCall:
         """End a silence before its time."""
         number = _number(request, "silence")
         async with self._bodies.read(request) as raw:
-            body: SilenceEndIn = decode(SilenceEndIn, raw)
+            body: SilenceEndIn = _signed(request, decode(SilenceEndIn, raw), raw)
         _plain("by", body.by)
         return answer(await run_in_threadpool(self._end, number, body.by))
 
@@ -101,7 +115,9 @@ class OnCall:
     def _act(self, number: int, action: str, body: IncidentActionIn) -> dict[str, Any]:
         now, ledger = self._clock(), self._ledger
         if action == "acknowledge":
-            oncall.acknowledge(ledger, number, by=body.by, at=now, reason=body.reason)
+            oncall.acknowledge(
+                ledger, number, by=body.by, at=now, reason=body.reason, settings=self._settings
+            )
         elif action == "resolve":
             oncall.resolve(ledger, self._settings, number, by=body.by, reason=body.reason, at=now)
         elif action == "silence":

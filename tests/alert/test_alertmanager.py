@@ -84,7 +84,7 @@ def check(ledger: Ledger, model: str, at: datetime, *findings: Finding) -> None:
     with ledger.write() as tx:
         incidents.apply(
             tx, ledger, context=context, version="3", findings=findings, at=at,
-            checked=frozenset({"decay", "broken_feed"}),
+            checked=frozenset({"decay", "stale"}),
         )  # fmt: skip
 
 
@@ -94,9 +94,9 @@ def test_it_receives_groups_keeps_and_resolves(ledger: Ledger, manager: str, end
     )  # alerts expire after two seconds
     receivers = build([settings])
     decay = Finding(cause="decay", severity="page", title="Brier 0.3 (0.2)")
-    feed = Finding(cause="broken_feed", severity="page", title="column `age` is missing")
+    stale = Finding(cause="stale", severity="page", title="no row is newer than a year")
     start = datetime.now(UTC) - timedelta(hours=9)
-    check(ledger, "shop", start, decay, feed)
+    check(ledger, "shop", start, decay, stale)
     check(ledger, "bank", start, decay)
     assert deliver_due(ledger, receivers, now=datetime.now(UTC)).delivered == 3
 
@@ -107,7 +107,7 @@ def test_it_receives_groups_keeps_and_resolves(ledger: Ledger, manager: str, end
         found = httpx.get(f"{manager}/api/v2/alerts?active=true").json()
         return {(one["labels"]["model"], one["labels"]["cause"]) for one in found}
 
-    everything = {("shop", "decay"), ("shop", "broken_feed"), ("bank", "decay")}
+    everything = {("shop", "decay"), ("shop", "stale"), ("bank", "decay")}
     until(lambda: alerts() == everything)
     until(lambda: {one["groupLabels"]["model"] for one in heard()} == {"shop", "bank"})
     assert {one["status"] for one in heard()} == {"firing"}

@@ -31,25 +31,33 @@ KILLS = 100 if os.environ.get("SHELFLIFE_CHAOS") else 5
 INCIDENTS = 3 * KILLS
 KEY = "whsec_" + base64.b64encode(b"k" * 32).decode()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-_SENDER = """
-import sys, time
+#: Forks a sender for every line it reads (imports cost a second), says its pid, waits for its end.
+_SENDERS = """
+import os, sys, time
 from datetime import UTC, datetime
 from core.ledger import Ledger
 from core.settings import ReceiverSettings
 from monitor.alert.delivery import deliver_due
 from monitor.alert.receivers import build
 
-ledger = Ledger(sys.argv[1])
-receivers = build(
-    ReceiverSettings(
-        name=name, url=url, secret="env:HOOK_KEY", timeout="300ms", allow=("127.0.0.1",)
+def send():
+    ledger = Ledger(sys.argv[1])
+    receivers = build(
+        ReceiverSettings(
+            name=name, url=url, secret="env:HOOK_KEY", timeout="300ms", allow=("127.0.0.1",)
+        )
+        for name, url in (("chat", sys.argv[2]), ("dead", sys.argv[3]))
     )
-    for name, url in (("chat", sys.argv[2]), ("dead", sys.argv[3]))
-)
-print("ready", flush=True)
-while True:
-    deliver_due(ledger, receivers, now=datetime.now(UTC))
-    time.sleep(0.01)
+    while True:
+        deliver_due(ledger, receivers, now=datetime.now(UTC))
+        time.sleep(0.01)
+
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        send()
+    print(child, flush=True)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
 """
 _TROUBLE = [500, 503, "reset", "hang", "drip", (429, {"retry-after": "1"}), (302, {}), 404]
 
@@ -62,29 +70,38 @@ def test_every_message_of_every_incident_arrives_in_order_under_one_id(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     accepted = _listen(endpoint, rng)
     second.script = ["reset"]  # a dead receiver beside it delays nobody
-    command = [sys.executable, "-c", _SENDER, str(ledger.url), endpoint.url, second.url]
-    killed = 0
-    while killed < KILLS:
-        sender = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert sender.stdout is not None
-        assert sender.stdout.readline() == b"ready\n"
-        for number in range(killed * 3, killed * 3 + 3):
-            _decide(ledger, number)
-        time.sleep(rng.uniform(0.05, 0.6))
-        sender.send_signal(signal.SIGKILL)
-        assert sender.wait() == -signal.SIGKILL
-        sender.stdout.close()
-        killed += 1
-        _waits_are_over(ledger)
-    endpoint.trouble = False
-    sender = subprocess.Popen(command)
-    end = time.monotonic() + 60
-    while _pending(ledger) and time.monotonic() < end:
-        time.sleep(0.2)
-        _waits_are_over(ledger)
-    sender.kill()
-    sender.wait()
+    command = [sys.executable, "-c", _SENDERS, str(ledger.url), endpoint.url, second.url]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as senders:
+        for killed in range(KILLS):
+            sender = _start(senders)
+            for number in range(killed * 3, killed * 3 + 3):
+                _decide(ledger, number)
+            time.sleep(rng.uniform(0.01, 0.4))
+            _kill(senders, sender)
+            _waits_are_over(ledger)
+        endpoint.trouble = False
+        sender = _start(senders)
+        end = time.monotonic() + 60 + 3 * KILLS
+        while _pending(ledger) and time.monotonic() < end:
+            time.sleep(0.2)
+            _waits_are_over(ledger)
+        _kill(senders, sender)
     _verify(ledger, endpoint, accepted)
+
+
+def _start(senders: subprocess.Popen[str]) -> int:
+    assert senders.stdin is not None
+    assert senders.stdout is not None
+    senders.stdin.write("one more\n")
+    return int(senders.stdout.readline())
+
+
+def _kill(senders: subprocess.Popen[str], sender: int) -> None:
+    assert senders.stdout is not None
+    os.kill(sender, signal.SIGKILL)
+    assert int(senders.stdout.readline()) == signal.SIGKILL
 
 
 def _listen(endpoint: Any, rng: random.Random) -> list[str]:

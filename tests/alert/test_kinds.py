@@ -8,14 +8,19 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import schema
 from core.errors import SettingsError
+from core.ledger import Ledger
 from core.settings import ReceiverSettings
-from monitor.alert import alertmanager, pagerduty, slack
+from monitor.alert import alertmanager, incidents, pagerduty, slack
 from monitor.alert.contract import Message
+from monitor.alert.messages import MessageContext
 from monitor.alert.receivers import build
+from monitor.results import Finding
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LONG = timedelta(minutes=10)
@@ -147,3 +152,32 @@ def test_a_message_about_several_incidents_is_as_many_alerts():
     assert "no-label" not in one["labels"]
     assert (one["endsAt"], two["endsAt"]) == ("2026-01-02T03:14:05Z", "2026-01-02T03:04:05Z")
     assert message(incidents=both).status == "firing"
+
+
+def test_an_acknowledgement_reaches_those_who_heard_and_stops_a_pager(ledger: Ledger):
+    context = MessageContext(model="shop", version="3", receivers=(("pager", ("page",)),))
+    found = Finding(cause="decay", severity="page", title="Brier 0.3 (0.2)")
+    with ledger.write() as tx:
+        (opened,) = incidents.apply(
+            tx, ledger, context=context, version="3", findings=[found], at=AT,
+            checked=frozenset({"decay"}),
+        )  # fmt: skip
+        later = AT + timedelta(minutes=1)
+        number = opened.incident_id
+        assert incidents.acknowledge(tx, number, by="kim", at=later, context=context)
+        assert not incidents.acknowledge(tx, number, by="kim", at=later, context=context)
+        incidents.resolve(tx, number, at=AT + LONG, text="done", context=context)
+        rows = tx.execute(sa.select(schema.outbox).order_by(schema.outbox.c.id)).all()
+    told = [
+        Message(id=row.message_id, type=row.type, body=row.body, incident=number, origin="o")
+        for row in rows
+    ]
+    assert [one.type for one in told] == [
+        "model.decay.detected", "incident.acknowledged", "model.decay.resolved",
+    ]  # fmt: skip
+    events = [pagerduty.event(one) for one in told]
+    assert [one["event_action"] for one in events] == ["trigger", "acknowledge", "resolve"]
+    assert len({one["dedup_key"] for one in events}) == 1
+    assert "acknowledged by kim" in told[1].text
+    [alert] = alertmanager.alerts(told[1], AT, LONG)
+    assert alert["endsAt"] > alert["startsAt"]  # it lasts

@@ -118,7 +118,7 @@ def test_the_contexts_own_next_steps_come_instead_of_the_usual_ones():
 
 
 def test_every_cause_has_its_symbol_types_and_two_things_to_do():
-    assert {known.symbol for known in CAUSES.values()} == {"▲", "■", "◐", "◷"}
+    assert {known.symbol for known in CAUSES.values()} == {"▲", "■", "◐", "◷", "◆"}
     for name, known in CAUSES.items():
         data = body(incident=incident(cause=name))["data"]
         assert known.says in data["message"]

@@ -17,6 +17,8 @@ import msgspec
 
 from core import schema
 from core.ledger import Ledger
+from monitor.measure.profile import ColumnProfile
+from monitor.profiles import keep
 from monitor.results import (
     CheckResult,
     ColumnDrift,
@@ -84,6 +86,7 @@ def check(
                 ),
             ),
             drifted=ratio >= 1,
+            counts=counts(name, ratio),
         )
         for name, ratio in (drift or {}).items()
     )
@@ -123,6 +126,57 @@ def check(
         staleness=staleness,
         findings=(),
     )
+
+
+_LEVELS = ("Germany", "France", "Spain", "Norway")
+_NAMES = ("country", "weekday")
+
+
+def counts(name: str, ratio: float) -> tuple[int, ...]:
+    """A window's counts in the cells of `profiles`, further from the baseline by `ratio`."""
+    if name in _NAMES:
+        return (1300 - int(300 * ratio), 600, 400, 90 + int(200 * ratio), int(100 * ratio))
+    inner = [max(0, int(80 + 12 * ratio * (i - 15))) for i in range(30)]
+    return (2, *inner, int(20 * ratio))
+
+
+def profiles(ledger: Ledger, model: str, version: str) -> None:
+    """The baseline of `_INPUTS` and `probability`: numbers of a skewed shape, four countries."""
+    columns = []
+    for name in (*_INPUTS, "probability"):
+        named = name in _NAMES
+        edges = () if named else tuple(round(1.2 ** (i / 2), 3) for i in range(31))
+        columns.append(
+            ColumnProfile(
+                column=name, role="output" if name == "probability" else "input",
+                kind="categorical" if named else "numeric", n=2400, missing=0,
+                counts=(1300, 600, 400, 100, 0) if named else (0, *(80 for _ in range(30)), 0),
+                edges=edges, levels=_LEVELS if named else (), distinct=4 if named else 900,
+                mean=None if named else 6.2, sd=None if named else 4.1,
+                usual=None if named else (1.1, 14.8),
+            )
+        )  # fmt: skip
+    with ledger.write() as tx:
+        keep(tx, model, version, columns)
+
+
+def served(ledger: Ledger, model: str, version: str, now: datetime, hours: int = 30) -> None:
+    """A worker's traffic, an hour at a time."""
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    with ledger.write() as tx:
+        tx.execute(
+            schema.traffic.insert(),
+            [
+                {
+                    "worker": "worker-0", "model": name, "version": of,
+                    "hour": hour - timedelta(hours=back), "requests": 900 + 30 * (back % 7),
+                    "rows": 2100, "batches": 400,
+                    "cells": msgspec.json.encode({60: 500, 66: 380, 80: 20}).decode(),
+                }
+                for back in range(hours)
+                for name, of in ((model, version), ("", ""))
+            ],
+        )  # fmt: skip
 
 
 def row(result: CheckResult) -> dict[str, Any]:
@@ -187,7 +241,39 @@ def fill(path: Path) -> Ledger:
     _eta(ledger, dice)
     _fraud(ledger, dice)
     promote(ledger, "churn", "1", NOW - timedelta(hours=2), kind="first")
+    profiles(ledger, "repurchase", "3")
+    profiles(ledger, "eta", "8")
+    _waiting(ledger)
     return ledger
+
+
+def _waiting(ledger: Ledger) -> None:
+    """A run of `eta` that waits for a person, with protected segments."""
+    value = msgspec.json.decode(gate(True)) | {"metric": "mae", "rule": "ahead", "worth": 811.0}
+    value["segments"] = [
+        {"name": "country = Germany", "n": 402, "gain": -0.006, "low": -0.02, "high": 0.008,
+         "judged": True},
+        {"name": "country = France", "n": 611, "gain": 0.031, "low": 0.012, "high": 0.05,
+         "judged": True},
+    ]  # fmt: skip
+    with ledger.write() as tx:
+        tx.execute(
+            schema.runs.insert().values(
+                id="ab12cd34",
+                model="eta",
+                trigger="stale",
+                by="shelflife",
+                reason="newer rows promise a gain of 0.02",
+                state="waiting",
+                champion="8",
+                candidate="9",
+                started=NOW - timedelta(hours=3),
+                updated=NOW,
+                gate=msgspec.json.encode(value).decode(),
+                active="eta",
+                outcome="",
+            )
+        )
 
 
 def _quiet(dice: random.Random) -> dict[str, float]:

@@ -122,6 +122,7 @@ def test_a_model_without_checks_has_an_empty_chart(seed: Any, ledger: Ledger) ->
 
 def test_a_state_that_goes_to_and_fro_is_two_lines(seed: Any, ledger: Ledger) -> None:
     events = history.model_view(ledger, "eta", seed.NOW).events
-    assert [event.kind for event in events] == ["state", "state", "promotion"]
+    assert [event.kind for event in events] == ["run", "state", "state", "promotion"]
+    events = events[1:]
     assert events[0].text.startswith("◐ drifting: ")
     assert events[1].text.endswith("between ● healthy and ◐ drifting")

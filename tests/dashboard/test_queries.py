@@ -1,20 +1,28 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from core import schema
 from core.errors import NotFound, ShelflifeError
 from core.ledger import Ledger
-from dashboard import queries
+from dashboard import fleet_query, queries
+from dashboard.views import Fleet
 
 DAY = timedelta(days=1)
 
 
+def whole(ledger: Ledger, now: datetime) -> Fleet:
+    """The fleet with the details of every row."""
+    found = fleet_query.fleet(ledger, now)
+    return msgspec.structs.replace(found, rows=fleet_query.detailed(ledger, found.rows))
+
+
 def test_the_fleet_is_sorted_by_consequence(seed: Any, ledger: Ledger) -> None:
-    fleet = queries.fleet(ledger, seed.NOW)
+    fleet = whole(ledger, seed.NOW)
     states = [(row.model, row.state) for row in fleet.rows]
     assert states == [
         ("evil", "broken_feed"),
@@ -27,7 +35,7 @@ def test_the_fleet_is_sorted_by_consequence(seed: Any, ledger: Ledger) -> None:
 
 
 def test_a_row_has_its_numbers(seed: Any, ledger: Ledger) -> None:
-    row = next(r for r in queries.fleet(ledger, seed.NOW).rows if r.model == "repurchase")
+    row = next(r for r in whole(ledger, seed.NOW).rows if r.model == "repurchase")
     assert (row.metric, row.value, row.n, row.coverage) == ("brier", 0.213, 1312, 0.62)
     assert [row.low, row.high] == pytest.approx([0.205, 0.221])
     assert row.tolerated == pytest.approx(0.1903)
@@ -40,7 +48,7 @@ def test_a_row_has_its_numbers(seed: Any, ledger: Ledger) -> None:
 
 
 def test_a_model_without_a_check_is_there(seed: Any, ledger: Ledger) -> None:
-    row = next(r for r in queries.fleet(ledger, seed.NOW).rows if r.model == "churn")
+    row = next(r for r in whole(ledger, seed.NOW).rows if r.model == "churn")
     assert (row.state, row.version, row.checked, row.value) == ("unchecked", "1", None, None)
     assert row.spark.values == ()
 
@@ -51,8 +59,8 @@ def test_the_sparkline_is_the_mean_of_equal_parts(seed: Any, any_ledger: Ledger)
     for hours, value in ((720 - 3, 0.1), (720 - 4, 0.3), (1, 0.5), (0, None)):
         found = seed.check("m", "1", end - timedelta(hours=hours), value=value)
         seed.write(any_ledger, [found])
-    (row,) = queries.fleet(any_ledger, end).rows
-    assert len(row.spark.values) == queries.SPARK_POINTS
+    (row,) = whole(any_ledger, end).rows
+    assert len(row.spark.values) == fleet_query.SPARK_POINTS
     assert row.spark.values[0] == pytest.approx(0.2)
     assert row.spark.values[-1] == pytest.approx(0.5)
     assert [v for v in row.spark.values if v is not None] == [
@@ -69,7 +77,7 @@ def test_since_is_the_first_check_of_the_unbroken_state(seed: Any, any_ledger: L
         any_ledger,
         [seed.check("m", "1", t, state=s) for t, s in zip(at, states, strict=True)],
     )
-    (row,) = queries.fleet(any_ledger, seed.NOW).rows
+    (row,) = whole(any_ledger, seed.NOW).rows
     assert row.since == at[2]
 
 
@@ -80,7 +88,7 @@ def test_a_model_that_nobody_checks_is_overdue(
     last = seed.NOW - late * timedelta(hours=1)
     checks = [seed.check("m", "1", last - i * timedelta(hours=1)) for i in range(5)]
     seed.write(any_ledger, checks)
-    (row,) = queries.fleet(any_ledger, seed.NOW).rows
+    (row,) = whole(any_ledger, seed.NOW).rows
     assert row.every == timedelta(hours=1)
     assert row.overdue is overdue
 
@@ -100,19 +108,19 @@ def test_a_page_on_a_healthy_model_comes_before_quiet_states(seed: Any, any_ledg
                 title="the trainer raised",
             )
         )
-    assert [row.model for row in queries.fleet(any_ledger, seed.NOW).rows] == ["b", "c", "a"]
+    assert [row.model for row in whole(any_ledger, seed.NOW).rows] == ["b", "c", "a"]
 
 
 def test_a_check_this_version_cannot_read_still_shows(seed: Any, any_ledger: Ledger) -> None:
     found = seed.row(seed.check("m", "1", seed.NOW)) | {"result": '{"of": "the future"}'}
     with any_ledger.write() as tx:
         tx.execute(schema.checks.insert().values(**found))
-    (row,) = queries.fleet(any_ledger, seed.NOW).rows
+    (row,) = whole(any_ledger, seed.NOW).rows
     assert (row.state, row.value, row.n) == ("healthy", 0.18, None)
 
 
 def test_an_empty_ledger_has_no_models(seed: Any, any_ledger: Ledger) -> None:
-    assert queries.fleet(any_ledger, seed.NOW).rows == ()
+    assert whole(any_ledger, seed.NOW).rows == ()
     assert queries.newest(any_ledger) is None
     assert not queries.incidents(any_ledger)
     assert not queries.runs(any_ledger)

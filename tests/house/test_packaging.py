@@ -26,7 +26,7 @@ ALLOWED = {
 #: Engines that one room hides from the others.
 ADAPTERS = {
     "mlflow": ("registry/", "shelflife/doctor.py"),
-    "evidently": ("monitor/report.py",),
+    "evidently": ("monitor/report.py", "monitor/named.py"),
     "streamlit": ("dashboard/",),
     "apscheduler": ("shelflife/scheduler.py",),
     "uvicorn": ("shelflife/server.py",),

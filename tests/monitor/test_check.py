@@ -367,3 +367,67 @@ def test_what_may_not_be_logged_is_not_missing(
     assert found.state == "healthy"
     assert found.not_logged == ("age",)
     assert [column.column for column in found.drift] == ["country", "probability"]
+
+
+def test_a_check_says_how_good_it_was_will_be_and_whether_decay_is_proven(
+    log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
+) -> None:
+    fill(log, days=range(20))
+    hostile: list[Any] = ["yes", 2, float("nan"), None, True]
+    wrong = [
+        Label(model="shop", id=f"1-3-{i}", value=value, time=START + 12 * DAY)
+        for i, value in enumerate(hostile)
+    ]
+    wrong.append(Label(model="shop", id="1-3-9", value=1, time=START + 2 * DAY))
+    log.append_labels(wrong, received=START + 12 * DAY)
+    at = START + 14 * DAY
+    result = run(log, made, at)
+    found, watched = result.measured, result.performance
+    assert found is not None
+    assert found.bad_labels == watched.bad_labels > 0
+    by_name = {figure.name: figure for figure in found.figures}
+    assert (by_name["brier"].value, by_name["brier"].low) == (watched.value, watched.low)
+    assert by_name["roc_auc"].expected is not None
+    assert by_name["roc_auc"].worse is False
+    assert found.source.rows == len(run_evidence(log, at).labelled)
+    assert found.source.known_at == at
+    assert {s.level for s in found.segments if s.column == "country"} == {"UK", "DE"}
+    assert all(s.figures[0].expected is not None for s in found.segments)
+
+    expected = result.estimated
+    assert expected is not None
+    assert expected.method == "CBPE"
+    assert expected.figures[0].name == "brier"
+    assert expected.figures[0].n == result.rows
+    assert [w.start for w in expected.windows] == [START + d * DAY for d in range(7, 14)]
+
+    proof = result.proof
+    assert proof is not None
+    assert not proof.proven
+    # The next check takes on only the labels that are new, and a copy in JSON is the same.
+    stored = msgspec.json.decode(msgspec.json.encode(result), type=CheckResult)
+    assert stored == result
+    later = run(log, made, at + DAY, [stored])
+    assert later.proof is not None
+    assert later.proof.looks == 2
+    assert proof.n < later.proof.n <= proof.n + 41
+    assert run(log, made, at, [stored]).proof != later.proof
+
+
+def run_evidence(log: InferenceLog, at: datetime) -> Evidence:
+    return gather(log, "shop", "1", at=at, settings=SETTINGS)
+
+
+def test_a_window_without_labels_has_estimates_and_no_zero(
+    log: InferenceLog, made: tuple[Baseline, pd.DataFrame]
+) -> None:
+    fill(log, days=range(10), labels=False)
+    result = run(log, made, START + 10 * DAY)
+    assert result.measured is not None
+    assert {figure.value for figure in result.measured.figures} == {None}
+    assert {figure.why for figure in result.measured.figures} == {
+        "no row has both a label and an answer"
+    }
+    assert result.proof is None
+    assert result.estimated is not None
+    assert result.estimated.figures[0].value is not None

@@ -12,8 +12,8 @@ import pytest
 from core.ledger import Ledger
 from core.settings import ModelSettings
 from monitor import lateness
-from monitor.figures import Forecast, ShelfLife, Within
-from monitor.log.arrivals import Arrivals, arrivals
+from monitor.figures import Arrivals, Forecast, ShelfLife, Within
+from monitor.log.arrivals import arrivals
 from monitor.log.log import InferenceLog
 from monitor.log.records import Prediction
 from monitor.measure.staleness import ages
@@ -22,8 +22,8 @@ from monitor.results import CheckResult, Performance
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SETTINGS = ModelSettings(check_every="1h", window="7d", min_rows=50)
-FAST = Arrivals(rows=100, newest=AT, delays=(1.0,) * 100)
-SLOW = Arrivals(rows=100, newest=AT, delays=(1.0,) * 40 + (9 * 86400.0,) * 60)
+FAST = Arrivals(rows=100, newest=AT, delay=1.0)
+SLOW = Arrivals(rows=100, newest=AT, delay=9 * 86400.0, late=0.6)
 
 
 def test_rows_that_miss_their_window_are_late_data() -> None:
@@ -37,7 +37,7 @@ def test_rows_that_miss_their_window_are_late_data() -> None:
     (page,) = lateness.data(SLOW, AT - 9 * DAY, AT, SETTINGS)
     assert page.severity == "page"  # nothing else comes: no check sees a row
     patient = msgspec.structs.replace(SETTINGS, late_data_after="30d")
-    assert lateness.data(SLOW, AT, AT, patient) == []
+    assert lateness.late_after(patient) == 30 * DAY
 
 
 def aged(label: timedelta | None, prediction: timedelta = HOUR) -> list[str]:
@@ -75,7 +75,7 @@ def check(at: datetime) -> CheckResult:
 def test_a_gap_in_the_checks_is_the_monitors_own_finding() -> None:
     hourly = [check(AT - (5 + n) * HOUR) for n in range(6)]
     (found,) = lateness.monitor(hourly, AT, SETTINGS)
-    assert found.cause == "monitor"
+    assert found.cause == "unwatched"
     assert found.title == "nobody watched for 5 h: no check since 2026-02-28T19:00:00Z"
     assert lateness.monitor(hourly, AT - 4 * HOUR, SETTINGS) == []
     daily = [check(AT - (1 + n) * DAY) for n in range(6)]
@@ -133,7 +133,6 @@ def test_arrivals_are_counted_by_receipt_without_history(ledger: Ledger, tmp_pat
     log.append(rows("new", 3, AT - 2 * HOUR), received=AT - HOUR)
     log.append(rows("late", 1, AT - 10 * DAY), received=AT - HOUR)
     log.append(rows("past", 9, AT - 99 * DAY, role="history"), received=AT)
-    found = arrivals(ledger, "m", after=AT - 2 * HOUR, until=AT)
-    assert (found.rows, found.newest, found.median) == (4, AT - HOUR, 3600.0)
-    assert found.share(86400.0) == 0.25
-    assert arrivals(ledger, "m", after=AT, until=AT + DAY).rows == 0
+    found = arrivals(ledger, "m", after=AT - 2 * HOUR, until=AT, late=DAY)
+    assert found == Arrivals(rows=4, newest=AT - HOUR, delay=3600.0, late=0.25)
+    assert arrivals(ledger, "m", after=AT, until=AT + DAY, late=DAY) == Arrivals(rows=0)

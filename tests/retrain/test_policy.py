@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
@@ -295,10 +295,11 @@ retrain_settings = st.builds(
 
 
 @given(evidences, retrain_settings)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_forbids_a_run_always_forbids_it(
-    found: PolicyEvidence, settings: RetrainSettings
+    found: PolicyEvidence, chosen: RetrainSettings
 ) -> None:
-    decision = decide(found, settings, at=AT)
+    decision = decide(found, chosen, at=AT)
     assert decision.reason
     assert "\n" not in decision.reason
     assert decision.would_change
@@ -306,20 +307,21 @@ def test_what_forbids_a_run_always_forbids_it(
         assert decision.action == "wait"
     if decision.action != "retrain":
         return
-    assert settings.mode != "never"
+    assert chosen.mode != "never"
     assert not found.active_run
-    assert found.new_labels >= max(settings.min_new_labels, settings.gate.min_rows)
-    assert found.runs_in_quarter < settings.budget_per_quarter
+    assert found.new_labels >= max(chosen.min_new_labels, chosen.gate.min_rows)
+    assert found.runs_in_quarter < chosen.budget_per_quarter
     if found.last_run is not None:
-        assert AT - found.last_run >= span(settings.cooldown)
+        assert AT - found.last_run >= span(chosen.cooldown)
     if found.refusals:
-        assert found.new_labels >= found.refused_labels + settings.min_new_labels
+        assert found.new_labels >= found.refused_labels + chosen.min_new_labels
     assert decision.trigger in ("decay", "cost", "stale")
 
 
 @given(evidences, retrain_settings)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_decision_is_a_function_of_its_arguments(
-    found: PolicyEvidence, settings: RetrainSettings
+    found: PolicyEvidence, chosen: RetrainSettings
 ) -> None:
-    first, second = decide(found, settings, at=AT), decide(found, settings, at=AT)
+    first, second = decide(found, chosen, at=AT), decide(found, chosen, at=AT)
     assert msgspec.json.encode(first) == msgspec.json.encode(second)

@@ -110,6 +110,11 @@ def test_the_very_rows_can_be_made_again(make: Callable[..., RunContext], spec: 
         assert first.y.tolist() == second.y.tolist()
         assert (first.times, first.ids) == (second.times, second.ids)
     assert again.account.content == data.account.content
+    whole = rebuild.table(again, spec)
+    assert list(whole.columns) == [*spec.columns, "answer", "time", "id", "part"]
+    assert set(whole["answer"]) == {"no", "yes"}
+    assert (whole["part"] == "holdout").sum() == len(data.holdout)
+    assert whole["id"].tolist() == [*data.train.ids, *data.holdout.ids]
 
 
 def test_rows_that_are_gone_are_told(make: Callable[..., RunContext], spec: ModelSpec) -> None:
@@ -167,7 +172,7 @@ def test_scores_of_earlier_runs_come_oldest_first(make: Callable[..., RunContext
         runs.end_step(context, run, "train", trained(recent=value, all=-value), at=run.started)
         runs.finish(context, run, "refused", "", at=run.started)
     here = begin(context, AT + timedelta(days=9))
-    assert past.past_scores(context, here) == (
+    assert past.past_scores(context.ledger, here.model, before=here.started) == (
         {"recent": 0.1, "all": -0.1},
         {"recent": 0.2, "all": -0.2},
     )

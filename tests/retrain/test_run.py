@@ -31,6 +31,8 @@ from retrain.manual import abandon, approve, reject
 from retrain.run import advance, start
 from retrain.watch import Judgement, failed_promotions, look, watched
 
+LONG = os.environ.get("SHELFLIFE_CHAOS", "") not in {"", "0"}
+
 
 def test_a_better_candidate_becomes_champion_with_its_baseline_and_lineage(
     world: Callable[..., World], spec: ModelSpec
@@ -159,7 +161,8 @@ def test_killed_at_every_step_it_resumes_and_makes_one_version(
     here = world()
     run_id = here.start()
     script = str(Path(__file__).with_name("advance_once.py"))
-    points = ["dataset", "train", "gate", "register"]
+    # Every fail point, without a real trainer: tests/retrain/test_machine.py. Here the real steps.
+    points = ["dataset", "train", "gate", "register"] if LONG else ["train", "register"]
     with subprocess.Popen(
         [sys.executable, script, str(here.home), here.mlflow, iso(AT)],
         env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).resolve().parents[1])},
@@ -171,9 +174,9 @@ def test_killed_at_every_step_it_resumes_and_makes_one_version(
         assert forker.stdout is not None
         for point in [
             *(f"after_{p}" for p in points),
-            "before_alias",
+            *(["before_alias"] if LONG else []),
             "after_alias",
-            "after_serve",
+            *(["after_serve"] if LONG else []),
         ]:
             forker.stdin.write(point + "\n")
             forker.stdin.flush()

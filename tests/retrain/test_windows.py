@@ -114,6 +114,7 @@ def test_what_earlier_runs_agree_on_is_settled_and_asked_again_later() -> None:
     found = settled((RECENT, ALL), [small, turned], indifferent=unimportant)
     assert found is not None
     assert found.window == RECENT
+    assert settled((RECENT, ALL), [small] * 9, indifferent=None) is None  # the loss has changed
     after = [small, turned, *[{}] * 8]  # 0.02 / 0.8^8 is above a tenth
     assert settled((RECENT, ALL), after, indifferent=unimportant) is None
 

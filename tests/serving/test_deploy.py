@@ -15,11 +15,15 @@ import pandas as pd
 import pytest
 
 from core.errors import UntrustedArtifact
+from core.frames import to_frame
 from core.ledger import Ledger
+from core.settings_interpreters import InterpreterSettings
 from core.spec import ModelSpec
 from registry.versions import Registry
-from serving import store
+from serving import backends, choice, store
+from serving.columns import columns_of
 from serving.deploy import Deployed, sync, wait_served
+from serving.interpreters import Wanted
 
 NOW = datetime(2026, 1, 31, 8, tzinfo=UTC)
 
@@ -148,3 +152,62 @@ def test_a_lost_prepared_folder_is_made_again(shelf: Registry, ledger: Ledger, h
     assert again is not None
     assert (again.folder, again.changed) == (first.folder, True)
     store.verify(store.prepared(home, again.folder))
+
+
+def test_the_interpreter_is_chosen_and_the_table_written_down(
+    shelf: Registry, ledger: Ledger, home: Path, versions: Any
+) -> None:
+    """In the prepared folder, in MLflow and in the home folder; another setting prepares anew."""
+    pytest.importorskip("onnxruntime")
+    from registry.loading import predict
+
+    _, spec, estimators = versions
+    shelf.set_alias("churn", "champion", "1")
+
+    def ask(**settings: Any) -> Deployed:
+        wanted = Wanted(settings=InterpreterSettings(proof_rows=200, **settings))
+        done = sync(
+            shelf, ledger, home, "churn", trust_pickle=False, now=NOW, wanted=wanted
+        )  # fmt: skip
+        assert done is not None
+        return done
+
+    done = ask(backend="onnx")
+    folder = store.prepared(home, done.folder)
+    manifest, _ = store.verify(folder)
+    assert manifest.backend == "onnx"
+    model = backends.load("onnx", folder / "model", spec, threads=1, trust_pickle=False)
+    columns = {"amount": [40.0, 70.5], "age": [None, 33.0], "visits": [1, 2],
+               "member": [True, False], "country": ["NL", "FR"]}  # fmt: skip
+    expected = predict(estimators["1"], spec, to_frame(spec, columns))["probability"]
+    found = model.infer(columns_of(spec, columns))["probability"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    table = choice.read(home, "churn", "1")
+    assert table is not None
+    assert table.chosen is not None
+    assert table.chosen.backend == "onnx"
+    version = shelf.get("churn", "1")
+    assert version.tags["shelflife.interpreter"] == table.chosen.name
+    assert float(version.tags["shelflife.interpreter_p99_ms"]) > 0
+    kept = msgspec.json.decode(shelf.file(version, "interpreters.json"), type=choice.Choice)
+    assert kept == table
+    assert not ask(backend="onnx").changed
+    again = ask(backend="native")
+    assert (again.changed, again.version) == (True, "1")
+    assert store.verify(store.prepared(home, again.folder))[0].backend == "native"
+    assert not ask(backend="native").changed
+    # The first choice is still known: nothing is measured, the very same folder is served.
+    assert ask(backend="onnx").folder == done.folder
+
+
+def test_too_few_rows_prove_nothing(shelf: Registry, ledger: Ledger, home: Path) -> None:
+    shelf.set_alias("churn", "champion", "1")
+    wanted = Wanted(settings=InterpreterSettings())
+    for changed in (True, False):
+        done = sync(shelf, ledger, home, "churn", trust_pickle=False, now=NOW, wanted=wanted)
+        assert done is not None
+        assert done.changed is changed
+    table = choice.read(home, "churn", "1")
+    assert table is not None
+    assert (table.backend, table.chosen) == ("native", None)
+    assert "400 complete rows" in table.reason

@@ -81,6 +81,9 @@ def test_a_check_of_a_moment_records_nothing(service: Service, champion: Version
         (["check", "x", "--settings", "none.yaml"], 2, ["none.yaml", "shelflife init"]),
         (["init"], 2, ["shelflife.yaml", "--force"]),
         (["runs", "f00"], 2, ["no run 'f00'", "--all"]),
+        (["runs", "dataset"], 2, ["id of a run", "shelflife runs"]),
+        (["runs", "dataset", "f00"], 2, ["no run 'f00'"]),
+        (["runs", "dataset", "f00", "--out", "no/where.parquet"], 2, ["--out", "exists"]),
         (
             ["register", "x", "--model", "m", "--reference", "r.parquet", "--target", "y"],
             2,

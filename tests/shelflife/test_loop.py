@@ -15,6 +15,7 @@ from shop import NOW, ask, customers
 from core import schema
 from core.errors import NotFound
 from core.settings import RetrainSettings
+from monitor import estimates, lifetimes
 from monitor.alert import incidents
 from registry.loading import load_estimator
 from registry.versions import Version
@@ -77,16 +78,43 @@ def test_decay_is_told_answered_and_over(service: Service, champion: Version) ->
     assert new is not None
     assert new.version == state.candidate == "2"
     assert new.tags["shelflife.run_id"] == state.id
+    assert new.tags["shelflife.incident"] == str(incident.id)  # one id from sign to end
     before = service.registry.by_alias("shop", "previous")
     assert before is not None
     assert before.version == "1"
     with service.ledger.read() as tx:
-        texts = [event.text for event in incidents.timeline(tx, incident.id)]
+        events = incidents.timeline(tx, incident.id)
+        texts = [event.text for event in events]
+    kinds = [event.kind for event in events]
+    assert kinds[: kinds.index("opened") + 1] in (["noticed", "opened"], ["opened"])
+    assert kinds[-2:] == ["run", "watched"]
     assert any("started" in text for text in texts)
     assert any("promoted" in text for text in texts)
     assert advance(service, "shop", at=at, wall=at) is None  # it is over, once
     again = actions.check_now(service, "shop", at=at, record=False)
     assert (again.check, again.decision) == (found.check, found.decision)
+    told = show.check(again)
+    for words in (
+        "decay proven (e = ",
+        "ROC AUC 0.",
+        "estimated without labels (CBPE): ",
+        "ages: ",
+    ):
+        assert words in told
+    assert "shelf life: " in told
+
+    # The replaced version lives on in shadow, on rows that the new champion answered.
+    later = customers(48 * 4, seed=7, start=NOW + 15 * DAYS, turned=True)
+    ask(service, "2", later, load_estimator(service.registry.fetch(new)))
+    for day in (18, 20):
+        assert tick(service, "shop", at=NOW + day * DAYS) is not None
+    points = lifetimes.listed(service.ledger, "shop")
+    shadows = [p for p in points if (p.version, p.how) == ("1", "shadow")]
+    assert shadows
+    assert all(p.fresh is not None and p.value > p.fresh for p in shadows)
+    assert {p.version for p in points if p.how == "served"} == {"1", "2"}
+    kept = estimates.listed(service.ledger, "shop")
+    assert any(row.realised is not None for row in kept)
 
 
 def test_what_carries_the_loss_is_found_by_asking_the_version(

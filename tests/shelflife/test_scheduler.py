@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import multiprocessing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from shop import NOW, ask, customers
 
 from core import schema
-from core.errors import LeaseLost
+from core.errors import LeaseLost, ShelflifeError
 from core.ledger import take_lease
 from core.settings import load
 from registry.loading import load_estimator
 from registry.versions import Version
+from shelflife import scheduler as scheduling
+from shelflife.leases import held
 from shelflife.scheduler import Scheduler, run_due
 from shelflife.service import Service
 from shelflife.tick import grid, tick
+from shelflife.web import hints
 
 DAY = timedelta(days=1)
 
@@ -93,7 +97,12 @@ def test_every_job_runs_and_one_failure_stops_nothing(service: Service, champion
     for job in (
         scheduler.poll_registry,
         scheduler.run_retraining,
+        scheduler.alerts,
         scheduler.deliver,
+        scheduler.refresh,
+        scheduler.heed_hints,
+        scheduler.watch_itself,
+        scheduler.pulse,
         scheduler.obey_commands,
         scheduler.render_reports,
         scheduler.seal,
@@ -103,3 +112,40 @@ def test_every_job_runs_and_one_failure_stops_nothing(service: Service, champion
     with service.ledger.read() as tx:
         held = tx.scalars(sa.select(schema.leases.c.holder)).all()
     assert set(held) == {None}
+
+
+def test_a_model_whose_check_fails_holds_up_no_other(
+    service: Service, champion: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(service)
+    monkeypatch.setattr(service.registry, "models", lambda: ["broken", "shop"])
+
+    def due(given: Service, model: str, *, now: datetime) -> Any:
+        if model == "broken":
+            raise ShelflifeError("broken")
+        return run_due(given, model, now=now)
+
+    monkeypatch.setattr(scheduling, "run_due", due)
+    with pytest.raises(ShelflifeError):  # and the job is known to have failed
+        scheduler.run_checks()
+    with service.ledger.read() as tx:
+        checked = set(tx.scalars(sa.select(schema.checks.c.model)))
+        counted = tx.scalars(
+            sa.select(schema.counters.c.model).where(schema.counters.c.name == "check_failures")
+        ).all()
+    assert (checked, counted) == ({"shop"}, ["broken"])
+
+
+def test_a_hint_hastens_one_poll(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    polls: list[bool] = []
+    monkeypatch.setattr(scheduling, "deploy_all", lambda *_, **__: polls.append(True))
+    scheduler = Scheduler(service)
+    scheduler.heed_hints()
+    assert polls == []
+    hints.note(service.ledger, NOW)
+    with held(service.ledger, "registry"):
+        scheduler.heed_hints()  # somebody polls at the moment, who may have looked before
+    assert polls == []
+    scheduler.heed_hints()
+    scheduler.heed_hints()
+    assert polls == [True]
