@@ -133,6 +133,9 @@ defaults:                     # for every model, unless its own section says oth
   # quantile: 0.5             # that a regression predicts, for its pinball loss
   # segments: []              # input columns whose levels are scored by themselves
   false_alarms_per_quarter: 1 # drift alarms you tolerate when nothing drifts
+  # classifier_every: 1d      # a classifier tries to tell new rows from the baseline's; never
+  # text: []                  # columns of free text, watched by length, non-letters, unknown words
+  # evidently: []             # metrics of Evidently, such as {metric: MeanValue, column: age}
   # max_age: 180d             # older models are stale even if nothing else is wrong
   # label_delay: 30d          # how late labels are; measured when not set
   # score_width: 1d           # width of the windows whose score is corrected as labels arrive

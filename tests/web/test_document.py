@@ -68,7 +68,7 @@ def _ask(web: Any, examples: str, folder: Path) -> None:
     body = {"by": "x"}
     assert web.post("/api/v1/models/shop/actions/check", json=body).status_code == 202
     command = [
-        sys.executable, "-m", "schemathesis.cli", "run",
+        sys.executable, "-m", "schemathesis.cli", "run", "--request-timeout", "60",
         f"http://127.0.0.1:{web.port}/openapi.json", "--checks", CHECKS, "--mode", "all",
         "--max-examples", examples, "--seed", SEED, "--no-shrink", "--phases",
         "examples,coverage,fuzzing", "--suppress-health-check", "all", "--warnings", "off",
