@@ -82,8 +82,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tolerance: Positive = 0.1
     """How much worse than expected the loss may get, relative to the baseline's."""
     threshold: Share = 0.5
-    """Probability from which a binary answer counts as positive, for accuracy, F1, precision and
-    recall."""
+    """Probability from which a binary answer counts as positive, for accuracy, F1 and the like."""
     quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     """The quantile that a regression predicts, for its pinball loss."""
     segments: tuple[str, ...] = ()

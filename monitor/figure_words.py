@@ -57,7 +57,8 @@ def estimate_lines(found: Estimated) -> list[str]:
 
 def proof_line(found: Proof) -> str:
     """`decay proven (e = 740, n = 1,312)`, or how far the evidence is."""
-    evidence = f"{found.evidence:,.0f}" if found.evidence >= 10 else f"{found.evidence:.2g}"
+    whole = 10 <= found.evidence < 1e6
+    evidence = f"{found.evidence:,.0f}" if whole else f"{found.evidence:.3g}"
     said = f"e = {evidence}, n = {found.n:,}"
     if found.proven:
         return f"decay proven ({said})"

@@ -30,6 +30,7 @@ YARDSTICKS: tuple[Yardstick, ...] = ("absolute", "relative")
 PREDECESSORS = 4  # replaced versions that are still asked in shadow
 _CELL = 100  # labelled rows that one point of a forecast should rest on
 _POINTS = 60  # most points of a path: longer lives are read in wider steps
+_PROVISIONAL = "fewer than three windows have labels; lives back-tested on training rows stand in"
 _DAY = 86_400.0
 
 
@@ -168,7 +169,7 @@ def forecast(known: Known, settings: ModelSettings, *, at: datetime) -> ShelfLif
         relative=relative,
         unit=born.expected,
         began=born.began,
-        provisional="" if own >= 3 else "it rests on lives back-tested on the training rows alone",
+        provisional="" if own >= 3 else _PROVISIONAL,
     )
     return replace(shown, text=words(shown))
 

@@ -190,28 +190,19 @@ def prepare(
                 f"recorded sha256 {version.sha256}; something changes {fetched}"
             )
         write_atomic(folder / store.SPEC, msgspec.json.encode(spec))
-        name, sample = "native", None
-        found = interpreters.unmeasured(
-            spec, version.version, reference, wanted, trust_pickle=trust_pickle
-        )
-        measured = found is None
-        if found is None:
-            assert wanted is not None  # noqa: S101 - otherwise nothing is measured
-            assert reference is not None  # noqa: S101
-            assert rows is not None  # noqa: S101
-            chosen = interpreters.interpret(
-                home, files, spec, reference, rows, wanted,
-                version=version.version, sha256=version.sha256, trust_pickle=trust_pickle,
-            )  # fmt: skip
-            name, sample = chosen.backend, chosen.sample
+        chosen = interpreters.choose(
+            home, files, spec, reference, rows, wanted,
+            version=version.version, sha256=version.sha256, trust_pickle=trust_pickle,
+        )  # fmt: skip
+        name, sample = chosen.choice.backend, chosen.sample
+        if chosen.files is not None:
             shutil.rmtree(files)
             _copy(chosen.files, files)
-            found, measured = chosen.choice, chosen.measured
         else:
             loaded = backends.load(name, files, spec, threads=1, trust_pickle=trust_pickle)
             sample = _answers(loaded, spec, rows)
         if wanted is not None:
-            interpreters.tell(registry, home, version, found, measured=measured)
+            interpreters.tell(registry, home, version, chosen.choice, measured=chosen.measured)
         manifest = Manifest(
             model=spec.name,
             backend=name,

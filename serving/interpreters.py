@@ -57,11 +57,85 @@ class Wanted(Struct, frozen=True, kw_only=True):
 class Interpreted(Struct, frozen=True, kw_only=True):
     """The outcome for one version."""
 
-    backend: str
-    files: Path  # what the interpreter opens
-    sample: Sample
     choice: Choice
-    measured: bool  # now, not at an earlier preparation
+    files: Path | None = None  # what the interpreter opens; None: the registered files themselves
+    sample: Sample | None = None  # with `files`
+    measured: bool = False  # now, not at an earlier preparation
+
+
+def choose(
+    home: Path,
+    model: Path,
+    spec: ModelSpec,
+    reference: pd.DataFrame | None,
+    sample: Mapping[str, list[Scalar]] | None,
+    wanted: Wanted | None,
+    *,
+    version: str,
+    sha256: str,
+    trust_pickle: bool,
+) -> Interpreted:
+    """The interpreter of a version; the estimator itself where nothing can or need be measured.
+
+    Measuring that fails or takes too long does not keep a version from being served: then its
+    estimator serves it, and the choice says why. A model whose pickles are trusted goes to the
+    subprocess wherever there are rows to ask it, because there its code finds nothing to take.
+
+    Args:
+        model: its files, verified.
+        reference: the complete real rows, columns `in:<name>`, if there are any.
+        sample: rows of them that every worker will have to answer alike.
+        wanted: None asks for the estimator itself.
+
+    Raises:
+        UntrustedArtifact: loading the model would run what nobody allowed.
+        ShelflifeError: a trusted pickle cannot be loaded or measured.
+    """
+    rows = 0 if reference is None else len(reference)
+    if wanted is None:
+        return _itself(spec, version, Wanted(settings=InterpreterSettings()), "")
+    proof = wanted.settings.proof_rows
+    if reference is None or sample is None or not rows:
+        return _itself(spec, version, wanted, "the baseline has no complete row")
+    if not trust_pickle and wanted.settings.backend == "native":
+        return _itself(spec, version, wanted, "the estimator itself was asked for")
+    if not trust_pickle and rows < proof:
+        reason = (
+            f"{rows} complete rows in the baseline, {proof} would prove another interpreter "
+            "(serving.proof_rows)"
+        )
+        return _itself(spec, version, wanted, reason)
+    try:
+        return interpret(
+            home, model, spec, reference, sample, wanted,
+            version=version, sha256=sha256, trust_pickle=trust_pickle,
+        )  # fmt: skip
+    except UntrustedArtifact:
+        raise
+    except ShelflifeError as error:
+        if trust_pickle:
+            raise
+        _log.warning("interpreter_not_chosen", extra={"model": spec.name, "error": str(error)})
+        return _itself(spec, version, wanted, f"nothing was measured: {error}")
+
+
+def _itself(spec: ModelSpec, version: str, wanted: Wanted, reason: str) -> Interpreted:
+    settings = wanted.settings
+    return Interpreted(
+        choice=Choice(
+            model=spec.name,
+            version=version,
+            backend="native",
+            variant="frame",
+            reason=reason,
+            profile=settings.profile,
+            asked=settings.backend,
+            budget_ms=wanted.budget_ms,
+            tolerance=settings.tolerance,
+            rows=0,
+            candidates=(),
+        )
+    )
 
 
 def interpret(
@@ -76,12 +150,7 @@ def interpret(
     sha256: str,
     trust_pickle: bool,
 ) -> Interpreted:
-    """Choose the interpreter of a version.
-
-    Args:
-        model: its files, verified.
-        reference: real rows, columns `in:<name>`.
-        sample: rows that every worker will have to answer alike.
+    """Measure a version, or find what was measured for the same files and settings; see `choose`.
 
     Raises:
         UntrustedArtifact: loading the model would run what nobody allowed.
@@ -116,55 +185,10 @@ def interpret(
     assert known.sample is not None  # noqa: S101
     choice = msgspec.structs.replace(known.choice, version=version, asked=wanted.settings.backend)
     return Interpreted(
-        backend=choice.backend,
         files=final / "model",
         sample=known.sample,
         choice=choice,
         measured=measured,
-    )
-
-
-def unmeasured(
-    spec: ModelSpec,
-    version: str,
-    reference: pd.DataFrame | None,
-    wanted: Wanted | None,
-    *,
-    trust_pickle: bool,
-) -> Choice | None:
-    """The choice that needs no measuring: the estimator itself, and why; None: measure.
-
-    A model whose pickles are trusted goes to the subprocess wherever there are rows to ask it,
-    because there its code finds nothing to take.
-
-    Args:
-        reference: the complete real rows, if there are any.
-    """
-    rows = 0 if reference is None else len(reference)
-    settings = InterpreterSettings() if wanted is None else wanted.settings
-    if wanted is not None and trust_pickle and rows:
-        return None
-    if wanted is None or settings.backend == "native":
-        reason = "the estimator itself was asked for"
-    elif rows < settings.proof_rows:
-        reason = (
-            f"{rows} complete rows in the baseline, {settings.proof_rows} would prove another "
-            "interpreter (serving.proof_rows)"
-        )
-    else:
-        return None
-    return Choice(
-        model=spec.name,
-        version=version,
-        backend="native",
-        variant="frame",
-        reason=reason,
-        profile=settings.profile,
-        asked=settings.backend,
-        budget_ms=50.0 if wanted is None else wanted.budget_ms,
-        tolerance=settings.tolerance,
-        rows=0,
-        candidates=(),
     )
 
 

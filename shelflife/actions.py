@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from core import schema
 from core.errors import NotFound, ShelflifeError
 from core.files import write_atomic
+from core.spec import ModelSpec
 from core.times import iso
 from registry import promotion
 from registry.versions import Version
@@ -271,7 +272,7 @@ def dataset_of(service: Service, run_id: str, file: Path) -> RebuiltDataset:
     context = service.run_context(state.model, guard=lambda tx: None)
     data = rebuild(context, run_id)
     champion = service.registry.get(state.model, state.champion)
-    spec = service.baseline(champion)[0].spec
+    spec = msgspec.json.decode(service.registry.file(champion, "spec.json"), type=ModelSpec)
     buffer = io.BytesIO()
     table(data, spec).to_parquet(buffer, index=False)
     write_atomic(file, buffer.getvalue())

@@ -177,12 +177,21 @@ def estimate(
     refitted = [chances(known, answers, curves) for curves in known.again]
     for name in ratios:
         value, why = board.score(name, chance)
+        if why:
+            found[name] = Value(n=n, why=why)
+            continue
         label = np.array([small.score(name, each)[0] for each in drawn])
         other = np.array([board.score(name, each)[0] for each in refitted])
-        error = math.sqrt(np.nanvar(label) * len(few) / n + np.nanvar(other))
+        error = math.sqrt(_variance(label) * len(few) / n + _variance(other))
         low, high = max(value - _Z * error, 0.0), min(value + _Z * error, 1.0)
-        found[name] = Value(n=n, why=why) if why else Value(value, low, high, n)
+        found[name] = Value(value, low, high, n)
     return found
+
+
+def _variance(values: np.ndarray) -> float:
+    """Of the values that could be computed; 0 where fewer than two could."""
+    finite = values[np.isfinite(values)]
+    return float(finite.var()) if len(finite) > 1 else 0.0
 
 
 def _drawn(chance: np.ndarray, rng: np.random.Generator) -> np.ndarray:

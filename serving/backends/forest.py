@@ -104,7 +104,7 @@ def _treelite(estimator: Any) -> Any:
     try:
         import treelite
     except ImportError:
-        raise NotApplicable("install shelflife[torch]: treelite reads the trees") from None
+        raise NotApplicable("install shelflife[onnx]: treelite reads the trees") from None
     package = type(estimator).__module__.partition(".")[0]
     try:
         if package == "xgboost":

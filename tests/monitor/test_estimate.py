@@ -150,6 +150,11 @@ def test_too_little_is_said_and_not_guessed() -> None:
     one = learn(spec, frame, outputs, np.zeros(300), "brier")
     assert one.why == "the baseline's labels are of one class only"
     assert one.whole(frame, outputs) == {}
+    sure = learn(spec, frame, pd.DataFrame({"probability": [0.0, 1.0] * 150}),
+                 np.tile([0.0, 1.0], 150), "brier")  # fmt: skip
+    never = sure.whole(frame, pd.DataFrame({"probability": [0.0] * 300}))
+    assert "one of the classes" in never["precision"].why
+    assert "one of the classes" in never["roc_auc"].why
     hostile = pd.DataFrame({"probability": [np.nan] * 300})
     known = learn(spec, frame, outputs, np.tile([0.0, 1.0], 150), "brier")
     assert known.whole(frame, hostile) == {}

@@ -165,7 +165,9 @@ def test_single_precision_after_a_scaler_is_refused(tmp_path: Path) -> None:
     assert found.choice.rows == 5000
     assert table["triton"].reason == "set serving.triton.url and serving.triton.repository"
     # What was chosen answers as the estimator does, from its files alone.
-    model = backends.load(found.backend, found.files, spec, threads=1, trust_pickle=False)
+    assert found.files is not None
+    name = found.choice.backend
+    model = backends.load(name, found.files, spec, threads=1, trust_pickle=False)
     columns = {name: frame[name].to_numpy() for name in frame}
     answers = model.infer(columns)["probability"]
     np.testing.assert_allclose(answers, estimator.predict_proba(frame)[:, 1], atol=1e-12)

@@ -211,3 +211,16 @@ def test_too_few_rows_prove_nothing(shelf: Registry, ledger: Ledger, home: Path)
     assert table is not None
     assert (table.backend, table.chosen) == ("native", None)
     assert "400 complete rows" in table.reason
+
+
+def test_measuring_that_takes_too_long_keeps_nobody_from_serving(
+    shelf: Registry, ledger: Ledger, home: Path
+) -> None:
+    shelf.set_alias("churn", "champion", "1")
+    wanted = Wanted(settings=InterpreterSettings(proof_rows=200, choose_within="1ms"))
+    done = sync(shelf, ledger, home, "churn", trust_pickle=False, now=NOW, wanted=wanted)
+    assert done is not None
+    assert store.verify(store.prepared(home, done.folder))[0].backend == "native"
+    table = choice.read(home, "churn", "1")
+    assert table is not None
+    assert "longer than 0.001 s" in table.reason
