@@ -171,6 +171,8 @@ class Rest:
                 return Response(status_code=400)
             except ShelflifeError as error:
                 return refused(status_of(error)[0], error)
+            except Exception as error:  # a disk that is full, say
+                return self.refuse(error, "")
 
         return guard
 

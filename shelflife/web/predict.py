@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from core.errors import InputError, ShelflifeError, Unsupported
+from core.errors import InputError, Unsupported
 from core.settings import Settings
 from core.spec import Feature, ModelSpec
 from serving.answering import Answered, Answering
@@ -81,7 +81,7 @@ class Predict:
         except ClientDisconnect:
             self._rest.count(model, "refused:disconnected")
             return Response(status_code=400)
-        except ShelflifeError as error:
+        except Exception as error:
             return self._rest.refuse(error, model)
 
     def _reader(self, request: Request, body: bytes) -> Any:

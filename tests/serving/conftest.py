@@ -267,7 +267,7 @@ def start(room: Room) -> Start:
     return run
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Wait until something is so; fail if it takes longer than `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
