@@ -87,7 +87,7 @@ def test_from_the_terminal(
     ]  # fmt: skip
     assert row["events"][-1]["text"] == "resolved by kim: mended"
     assert [sent["type"] for sent in row["messages"]] == [
-        "model.drift.detected", "model.drift.resolved",
+        "model.drift.detected", "incident.acknowledged", "model.drift.resolved",
     ]  # fmt: skip
     with service.ledger.write() as tx:
         tx.execute(schema.outbox.update().values(state="failed"))
