@@ -25,6 +25,12 @@ def _load_seed() -> Any:
     return module
 
 
+@pytest.fixture(autouse=True)
+def keep_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit puts its scripts in place of `__main__`; processes spawned later would run them."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 @pytest.fixture(scope="session")
 def seed() -> Any:
     """The module `tests/dashboard/seed.py`."""

@@ -91,7 +91,7 @@ def test_from_the_terminal(
     ]  # fmt: skip
     with service.ledger.write() as tx:
         tx.execute(schema.outbox.update().values(state="failed"))
-    assert run(capsys, "incidents", "replay", one)[1] == {"replayed": 2}
+    assert run(capsys, "incidents", "replay", one)[1] == {"replayed": 3}
 
 
 @pytest.mark.parametrize(
