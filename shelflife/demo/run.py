@@ -221,7 +221,7 @@ class Demo:
         self._reporting = render
 
     def _carry_run(self, service: Service, at: datetime) -> None:
-        deadline = time.monotonic() + 3 * _READY  # a promotion's lease may have to run out
+        deadline = time.monotonic() + 10 * _READY  # a run has limits of its own; this is a net
         while (state := advance(service, story.MODEL, at=at, wall=wall_clock())) is not None:
             if state.state != "running":
                 kind = {"promoted": "promoted", "refused": "rejected"}.get(state.state, state.state)
