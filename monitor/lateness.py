@@ -112,7 +112,7 @@ def shelf_life(
         return []
     title = f"v{version}'s shelf life ends soon: within {SOON:.0f} d with P {chance:.2f}"
     if surest.median is not None:
-        title += f", median {surest.median:.3g} d"
+        title += f", median {surest.median:,.0f} d"
     against = "what a fresh model would lose" if surest.yardstick == "relative" else "its baseline"
     text = f"{title}; its loss against {against} nears {1 + surest.tolerance:.3g} x"
     since = earlier.since if earlier is not None and earlier.since else at

@@ -279,8 +279,13 @@ def _told(found: Forecast) -> str:
         f"within {each.days:.0f} d {each.answer} (P {each.probability:.2f})"
         for each in found.within
     )
-    beyond = f"> {found.beyond:.3g}" if found.beyond is not None else "long"
+    beyond = f"> {days_of(found.beyond)}" if found.beyond is not None else "long"
     median, low, high = (
-        beyond if days is None else f"{days:.3g}" for days in (found.median, found.low, found.high)
+        beyond if days is None else days_of(days) for days in (found.median, found.low, found.high)
     )
     return f"ends {answers}; median {median} d, 80 % between {low} and {high} d"
+
+
+def days_of(days: float) -> str:
+    """A number of days for people: whole from ten on."""
+    return f"{days:,.0f}" if days >= 10 else f"{days:.2g}"
