@@ -16,7 +16,7 @@ test: $(VENV)/.development  ## the test suite, a file at a time on each core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 chaos: $(VENV)/.development  ## kills, races, full disks, long locks, flipped bits (an hour)
-	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py tests/serving/test_backends.py --log-cli-level=INFO $(ARGS)
+	@SHELFLIFE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/retrain/test_machine.py tests/serving/test_challenger.py tests/serving/test_backends.py tests/alert/test_kill.py --log-cli-level=INFO $(ARGS)
 
 fuzz: $(VENV)/.development  ## the ways in against generated and damaged requests (half an hour)
 	@FUZZ_EXAMPLES=10000 SCHEMATHESIS_EXAMPLES=200 $(BIN)/python -m pytest tests/web/test_decoders.py tests/web/test_document.py $(ARGS)

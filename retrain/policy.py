@@ -281,7 +281,7 @@ def _not_needed(evidence: PolicyEvidence, found: Worth | None, loss: str) -> Nee
     more = max(0.0, found.price - found.due)
     reason = f"{said}, and a probe would save {rounded(found.now, 2)} a row, worth "
     reason += f"{_runs(found.due, evidence)} at the model's age (price "
-    reason += f"{_share(found.price, evidence)}): not needed"
+    reason += f"{_share(found.price, evidence)}): {'not worth it yet' if harder else 'not needed'}"
     change = f"savings worth {_runs(more, evidence)} more, or proven harm"
     return Need(trigger="", reason=reason, change=change)
 
