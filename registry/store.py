@@ -7,6 +7,7 @@ one process and nobody's `mlflow.set_tracking_uri` matters.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -35,6 +36,19 @@ _ENVIRONMENT = {  # read by MLflow; what an operator has set stays
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _NOISY = ("alembic", "mlflow.store.db.utils")  # say at INFO what every first start does
+
+
+def import_mlflow() -> None:
+    """Import MLflow, and with it every data frame library that is installed.
+
+    A process with threads does so before it starts them: scikit-learn looks into the modules that
+    another thread is half-way through importing (`polars` has no `Series` yet).
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for logger in _NOISY:
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    importlib.import_module("mlflow")
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -83,10 +97,7 @@ class Store:
         return self._client
 
     def _connect(self) -> Any:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for logger in _NOISY:
-            logging.getLogger(logger).setLevel(logging.WARNING)
+        import_mlflow()
         from mlflow import MlflowClient
 
         with translated(f"open {without_password(self.uri)}"):

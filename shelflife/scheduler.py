@@ -24,6 +24,7 @@ from core.ledger import Lease, release_lease, take_lease
 from core.settings import span
 from monitor.alert import delivery, refreshing
 from monitor.alert import receivers as tellers
+from registry.store import import_mlflow
 from retrain import run
 from shelflife import commands, health, housekeeping, oncall, reports, selfwatch, serving_watch
 from shelflife.deploying import deploy_all
@@ -65,6 +66,7 @@ class Scheduler:
     """Every recurring job of one installation, in this process."""
 
     def __init__(self, service: Service) -> None:
+        import_mlflow()  # before there are threads
         self.service = service
         self.receivers = tellers.build(service.settings.receivers)
         self.pulses = Pulses()

@@ -21,6 +21,7 @@ import pandas as pd
 from core.settings import load
 from monitor.alert import delivery, receivers
 from monitor.log.records import Prediction
+from registry.store import import_mlflow
 from shelflife import commands, reports
 from shelflife.demo import story, summary
 from shelflife.demo.receiver import OnCall
@@ -65,6 +66,7 @@ class Demo:
         service = self._settle_in(on_call.url)
         self.screen.title(story.ABOUT)
         stream = story.stream(until=self.until)
+        import_mlflow()  # before there are threads
         opening = threading.Thread(target=lambda: service.registry)
         opening.start()  # MLflow migrates its new store for seconds; we train meanwhile
         estimator = self._train(stream)
