@@ -7,7 +7,9 @@ and its own, and both together fit the budget.
 
 A model whose call is short is asked by the event loop itself, once every request that came in the
 same moment has been read: handing one row to a thread and back costs more than a converted tree
-ensemble takes. Others are asked by a thread of their own, when it is their turn (`serving.turns`).
+ensemble takes. Where the call as such costs next to nothing, whatever its rows cost, there is
+nothing to gain from company either, and a request that finds the model idle asks it at once. Others
+are asked by a thread of their own, when it is their turn (`serving.turns`).
 
 The queue is bounded; beyond it requests are refused at once. A request with a deadline is dropped
 when that passes, and refused at once where it could not be met. A batch that raises is tried again
@@ -34,6 +36,9 @@ from serving.timings import Timings
 from serving.turns import Share, Turns
 
 
+_NOTHING = 60e-6  # seconds a call may cost before its rows do: what queueing a request takes
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """What a model's queue keeps to.
 
@@ -56,7 +61,7 @@ class _Request(Struct, eq=False):
     columns: Columns
     rows: int
     loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Outputs]
+    answer: asyncio.Future[Outputs] | None  # None: it never waits
     began: float
 
 
@@ -110,16 +115,22 @@ class Batcher:
             InputError: the model refused values that fit its spec (an unseen category, say).
             ModelFailed: the model raised anything else, or answered what is not a number.
         """
-        loop = asyncio.get_running_loop()
-        request = _Request(columns, rows, loop, loop.create_future(), perf_counter())
+        loop, began = asyncio.get_running_loop(), perf_counter()
         with self._wake:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
             self._admit(rows, within)
-            self._waiting.append(request)
-            self._rows += rows
-            if not self._busy and not self._scheduled:
-                self._begin(loop)
+            request = _Request(columns, rows, loop, None, began)
+            if self._at_once(rows):
+                self._busy = True
+            else:
+                request.answer = loop.create_future()
+                self._waiting.append(request)
+                self._rows += rows
+                if not self._busy and not self._scheduled:
+                    self._begin(loop)
+        if request.answer is None:
+            return self._ask_at_once(request, loop)
         if within is None:
             return await request.answer
         timer = loop.call_later(within, self._expire, request, within)
@@ -169,9 +180,10 @@ class Batcher:
 
     def _expire(self, request: _Request, within: float) -> None:
         """The caller's time is over: the request gives up its place."""
-        if request.answer.done():
+        answer = request.answer
+        if answer is None or answer.done():
             return
-        request.answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
+        answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
         with self._wake, suppress(ValueError):  # the model has it already
             self._waiting.remove(request)
             self._rows -= request.rows
@@ -205,6 +217,28 @@ class Batcher:
     def _short(self, rows: int) -> bool:
         limit = 0.0 if self._blocks or self.beside else self._limits.inline
         return limit > 0 and self._cost.known and self._cost.of(min(rows, self._most())) <= limit
+
+    def _at_once(self, rows: int) -> bool:
+        """Whether nobody is before this request, and waiting for company could save nothing; if so
+        it has its turn."""
+        if self._busy or self._scheduled or self._waiting or not self._short(rows):
+            return False
+        fixed, _ = self._cost.line()
+        return fixed <= _NOTHING and self._turns.try_take(self._share)
+
+    def _ask_at_once(self, request: _Request, loop: asyncio.AbstractEventLoop) -> Outputs:
+        results, seconds = self._timed([request])
+        self._turns.give(self._share, seconds)
+        with self._wake:
+            self._busy = False
+            if self._waiting:  # from other event loops
+                self._begin(loop)
+            elif self._closed:
+                self._wake.notify_all()
+        [(_, result)] = results
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def _start_thread(self) -> None:
         if self._thread is None:
@@ -262,7 +296,7 @@ class Batcher:
         while self._waiting and (not batch or rows + self._waiting[0].rows <= most):
             request = self._waiting.popleft()
             self._rows -= request.rows
-            if not request.answer.done():  # cancelled, or out of time
+            if request.answer is not None and not request.answer.done():  # nor out of time
                 batch.append(request)
                 rows += request.rows
         return batch
@@ -336,9 +370,10 @@ def _deliver(results: Sequence[_Result]) -> None:
 
 def _resolve(results: Sequence[_Result]) -> None:
     for request, result in results:
-        if request.answer.done():  # its caller went away
+        answer = request.answer
+        if answer is None or answer.done():  # its caller went away
             continue
         if isinstance(result, Exception):
-            request.answer.set_exception(result)
+            answer.set_exception(result)
         else:
-            request.answer.set_result(result)
+            answer.set_result(result)

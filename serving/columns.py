@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,26 +38,52 @@ class Column(NamedTuple):
     values: list[Scalar] | None = None
 
 
-class Table(dict[str, np.ndarray]):
-    """Columns by name; `matrix` is the same as one float64 array [rows, columns], in the spec's
-    order, where a request came as one: the columns are views of it."""
+class Table(Mapping[str, np.ndarray]):
+    """Columns by name.
 
-    matrix: np.ndarray | None = None
+    Attributes:
+        names: of the columns, in the spec's order.
+        matrix: the same as one float64 array [rows, columns], where a request came as one; the
+            columns are views of it, made when somebody asks for them: most interpreters do not.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray] | None = None,
+        *,
+        names: Sequence[str] = (),
+        matrix: np.ndarray | None = None,
+    ) -> None:
+        self.names = names if columns is None else tuple(columns)
+        self.matrix, self._columns = matrix, columns
 
     @classmethod
     def of_matrix(cls, names: Sequence[str], matrix: np.ndarray) -> Table:
         """The columns of a matrix."""
-        table = cls(zip(names, matrix.T, strict=True))
-        table.matrix = matrix
-        return table
+        return cls(names=names, matrix=matrix)
+
+    def _all(self) -> Mapping[str, np.ndarray]:
+        if self._columns is None:
+            assert self.matrix is not None  # noqa: S101 - one of the two is given
+            self._columns = dict(zip(self.names, self.matrix.T, strict=True))
+        return self._columns
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def stacked(parts: Sequence[Mapping[str, np.ndarray]]) -> Table:
     """The rows of several requests one below the other; they have the same columns."""
-    names = list(parts[0])
-    matrices = [getattr(part, "matrix", None) for part in parts]
-    if all(matrix is not None for matrix in matrices):
-        return Table.of_matrix(names, np.concatenate(matrices))  # type: ignore[arg-type]
+    names = tuple(parts[0])
+    matrices = [matrix for part in parts if (matrix := getattr(part, "matrix", None)) is not None]
+    if len(matrices) == len(parts):
+        return Table.of_matrix(names, np.concatenate(matrices))
     return Table({name: np.concatenate([part[name] for part in parts]) for name in names})
 
 
@@ -88,6 +114,9 @@ def column(feature: Feature, datatype: str, data: list[Any]) -> Column:
         found = _BUILD[feature.kind](feature, datatype, data, missing)
         if found is not None:
             return found
+    if feature.nullable and any(value != value for value in data):  # NaN is a missing value
+        present = [None if value != value else value for value in data]
+        return column(feature, datatype, present)
     raise _first_bad(feature, datatype, data)
 
 

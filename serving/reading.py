@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Mapping
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from core.errors import InputError, TooLarge, TooSlow, Unsupported
 
@@ -13,9 +15,17 @@ _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's `wbits`
 
 
 async def read_body(request: Request, limit: int, within: float) -> bytes:
-    """The body, decompressed, unless it is too big.
+    """The body, decompressed, unless it is too big; see `received`."""
+    return await received(dict(request.scope["headers"]), request.receive, limit, within)
+
+
+async def received(
+    headers: Mapping[bytes, bytes], receive: Receive, limit: int, within: float
+) -> bytes:
+    """The body that comes over ASGI, decompressed, unless it is too big.
 
     Args:
+        headers: of the request, names in lower case.
         within: seconds it may take to come.
 
     Raises:
@@ -23,23 +33,32 @@ async def read_body(request: Request, limit: int, within: float) -> bytes:
         TooSlow: they do not come in time.
         Unsupported: a content encoding other than gzip, deflate and identity.
         InputError: damaged compression.
+        ClientDisconnect: the caller went away.
     """
-    announced = request.headers.get("content-length", "")
+    announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced[:20]) > limit:
-        raise _too_large(f"{announced[:20]} bytes", limit)
+        raise _too_large(f"{announced[:20].decode()} bytes", limit)
     parts, size = list[bytes](), 0
     try:
         async with asyncio.timeout(within):
-            async for part in request.stream():
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part = message.get("body", b"")
                 size += len(part)
                 if size > limit:
                     raise _too_large(f"over {limit} bytes", limit)
                 parts.append(part)
+                if not message.get("more_body", False):
+                    break
     except TimeoutError:
         raise TooSlow("body", f"{size} bytes", f"all of it within {within:g} s") from None
     body = parts[0] if len(parts) == 1 else b"".join(parts)
-    encoding = request.headers.get("content-encoding")
-    return body if encoding is None else unpacked(body, encoding.strip().lower(), limit)
+    encoding = headers.get(b"content-encoding")
+    if encoding is None:
+        return body
+    return unpacked(body, encoding.decode("latin-1").strip().lower(), limit)
 
 
 def unpacked(body: bytes, encoding: str, limit: int) -> bytes:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -27,6 +29,16 @@ class Tensor(Struct):
     parameters: dict[str, Any] | None = None
 
 
+class Numbers(Struct):
+    """A `Tensor` whose data are numbers and nothing else, which the parser itself has seen."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
+    parameters: dict[str, Any] | None = None
+
+
 class WantedOutput(Struct):
     """An output that the caller asks for by name."""
 
@@ -37,26 +49,39 @@ class WantedOutput(Struct):
 class InferenceRequest(Struct):
     """The body of `POST …/infer`; keys the protocol does not know are ignored."""
 
-    inputs: list[Tensor]
+    inputs: Sequence[Tensor | Numbers]
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[WantedOutput] | None = None
 
 
-_request = msgspec.json.Decoder(InferenceRequest)
+class _Any(InferenceRequest):
+    inputs: list[Tensor]
 
 
-def parse(body: bytes) -> InferenceRequest:
+class _Numeric(InferenceRequest):
+    inputs: list[Numbers]
+
+
+_request = msgspec.json.Decoder(_Any)
+_numeric = msgspec.json.Decoder(_Numeric)
+
+
+def parse(body: bytes, *, numbers: bool = False) -> InferenceRequest:
     """A body as the protocol's structure, its values not yet looked at.
+
+    Args:
+        numbers: expect plain lists of numbers, which are then known to be that; whatever else it
+            holds is read as without it.
 
     Raises:
         InputError: not JSON, not UTF-8, nested too deep, or not that structure.
     """
+    if numbers:
+        with suppress(ValueError, RecursionError):
+            return _checked(_numeric.decode(body), body)
     try:
-        request = _request.decode(body)
-        if b"\\u003" in body or body.count(b":") != _colons(request):
-            _once(body)
-        return request
+        return _checked(_request.decode(body), body)
     except msgspec.ValidationError as error:
         raise _misfit(body, str(error)) from None
     except RecursionError:
@@ -66,6 +91,12 @@ def parse(body: bytes) -> InferenceRequest:
         raise InputError("body", error.object[error.start : error.end], "JSON in UTF-8") from None
     except ValueError as error:  # msgspec.DecodeError, and integers of thousands of digits
         raise _not_finite(body) or InputError("body", str(error), "valid JSON") from None
+
+
+def _checked(request: InferenceRequest, body: bytes) -> InferenceRequest:
+    if b"\\u003" in body or body.count(b":") != _colons(request):
+        _once(body)
+    return request
 
 
 def _once(body: bytes) -> None:

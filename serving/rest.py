@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -28,6 +28,7 @@ from msgspec import Struct
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import (
     InputError,
@@ -44,16 +45,19 @@ from core.errors import (
 from serving.answering import Answering
 from serving.backend import ModelFailed
 from serving.codec import answer, encode, refusal
-from serving.reading import read_body
+from serving.reading import read_body, received
 from serving.repository import Repository
 from serving.swap import Slots
 
 _log = logging.getLogger("shelflife.serving")
 _JSON, _BYTES = "application/json", "application/octet-stream"
+_JSON_HEADER = (b"content-type", b"application/json")
 _SMALL = 65_536  # bytes of a body that asks for no prediction
 #: How long the caller will wait, in milliseconds: by hand, and as Envoy says it.
 TIMEOUTS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
+_TIMEOUTS = tuple(name.encode() for name in TIMEOUTS)
 _HEADER = "Inference-Header-Content-Length"
+_HEADER_SENT = _HEADER.lower().encode()
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -106,42 +110,64 @@ class Rest:
             "/v2/repository/models/{model}/unload": self._unload,
         }
         return [
-            *(Route(f"{model}/infer", self.infer, methods=["POST"]) for model in models),
+            *(Route(f"{model}/infer", _Infer(self), methods=["POST"]) for model in models),
             *(Route(path, self.guarded(_later(h)), methods=["GET"]) for path, h in get.items()),
             *(Route(path, self.guarded(h), methods=["POST"]) for path, h in post.items()),
         ]
 
     # --- the data path ---------------------------------------------------------------------------
 
-    async def infer(self, request: Request) -> Response:
-        """`POST …/infer`."""
-        model = request.path_params["model"]
+    def direct(self, app: ASGIApp) -> ASGIApp:
+        """The application, with `POST …/infer` taken out before any router or middleware sees it:
+        those cost as much as everything that is done for one row (`benchmarks/serving.py`)."""
+
+        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+                found = _asked_for(scope["path"])
+                if found is not None:
+                    await self.infer(scope, receive, send, *found)
+                    return
+            await app(scope, receive, send)
+
+        return dispatch
+
+    async def infer(
+        self, scope: Scope, receive: Receive, send: Send, model: str, version: str | None
+    ) -> None:
+        """`POST …/infer`, as an ASGI application."""
         try:
-            return await self._infer(request, model)
+            content, json_length = await self._infer(scope, receive, model, version)
         except ClientDisconnect:
             self.count(model, "refused:disconnected")
-            return Response(status_code=400)  # nobody reads it
+            return  # nobody reads an answer
         except Exception as error:
-            return self.refuse(error, model)
+            await self.refuse(error, model)(scope, receive, send)
+            return
+        headers = [_JSON_HEADER, (b"content-length", b"%d" % len(content))]
+        if json_length is not None:
+            headers[0] = (b"content-type", _BYTES.encode())
+            headers.append((_HEADER_SENT, b"%d" % json_length))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
-    async def _infer(self, request: Request, model: str) -> Response:
+    async def _infer(
+        self, scope: Scope, receive: Receive, model: str, version: str | None
+    ) -> tuple[bytes, int | None]:
         begun = monotonic()
-        within, header = deadline(request), _json_length(request)
+        headers = dict(scope["headers"])
+        within, header = _milliseconds(headers), _json_length(headers)
         slot = self._answering.slot(model)  # refused, if it is to be, before its body is read
-        body = await read_body(request, self._limit, self._read_within)
+        body = await received(headers, receive, self._limit, self._read_within)
         found = await self._answering.answer(
             slot,
             lambda codec: codec.decode(body, header=header),
-            version=request.path_params.get("version"),
+            version=version,
             within=within,
             since=begun,
         )
-        content, json_length = answer(
+        return answer(
             found.asked, found.outputs, model=model, version=found.version, logged=found.logged
         )
-        if json_length is None:
-            return Response(content, media_type=_JSON)
-        return Response(content, headers={_HEADER: str(json_length)}, media_type=_BYTES)
 
     def refuse(self, error: Exception, model: str) -> Response:
         """An error of the data path as an answer, counted."""
@@ -269,27 +295,55 @@ async def http_error(request: Request, error: Exception) -> Response:
     return found
 
 
+class _Infer:
+    """`POST …/infer` behind Starlette's router, for whoever mounts the routes elsewhere."""
+
+    def __init__(self, rest: Rest) -> None:
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = scope["path_params"]
+        await self._rest.infer(scope, receive, send, named["model"], named.get("version"))
+
+
+def _asked_for(path: str) -> tuple[str, str | None] | None:
+    """Model and version of `/v2/models/{m}[/versions/{v}]/infer`; None for any other path."""
+    if not path.startswith("/v2/models/") or not path.endswith("/infer"):
+        return None
+    parts = path.split("/")
+    if len(parts) == 5 and parts[3]:
+        return parts[3], None
+    if len(parts) == 7 and parts[3] and parts[4] == "versions" and parts[5]:
+        return parts[3], parts[5]
+    return None
+
+
 def deadline(request: Request) -> float | None:
     """Seconds the caller gives in a header; None where it gives none.
 
     Raises:
         InputError: not a number of milliseconds.
     """
-    for name in TIMEOUTS:
-        given = request.headers.get(name)
+    return _milliseconds(dict(request.scope["headers"]))
+
+
+def _milliseconds(headers: Mapping[bytes, bytes]) -> float | None:
+    for name, sent in zip(TIMEOUTS, _TIMEOUTS, strict=True):
+        given = headers.get(sent)
         if given is not None:
-            if not given.isascii() or not given.isdigit() or len(given) > 12:
-                raise InputError(name, given, "whole milliseconds")
+            if not given.isdigit() or len(given) > 12:
+                raise InputError(name, given.decode("latin-1"), "whole milliseconds")
             return int(given) / 1000
     return None
 
 
-def _json_length(request: Request) -> int | None:
-    given = request.headers.get(_HEADER)
+def _json_length(headers: Mapping[bytes, bytes]) -> int | None:
+    given = headers.get(_HEADER_SENT)
     if given is None:
         return None
-    if not given.isascii() or not given.isdigit() or len(given) > 12:
-        raise InputError(_HEADER, given, "the number of bytes of JSON before the tensors' own")
+    if not given.isdigit() or len(given) > 12:
+        expected = "the number of bytes of JSON before the tensors' own"
+        raise InputError(_HEADER, given.decode("latin-1"), expected)
     return int(given)
 
 

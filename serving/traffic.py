@@ -124,12 +124,19 @@ class LogWriter:
                 sooner = self._start is None or start < self._start
                 if sooner:
                     self._start = start
-                if sooner or self._rows >= _GROUP:
+                if self._rows >= _GROUP or (sooner and not span):
                     self._wake.notify()
+                elif sooner:
+                    # Later: a thread that woke now would want the interpreter before the answer.
+                    loop.call_later(max(0.0, span / 2 - self._cost), self._nudge)
         if not room:
             self.count(rows[0].model, "shed", len(rows))
             done.set_result("shed")
         return done
+
+    def _nudge(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     async def log(
         self, rows: Sequence[Prediction], *, strict: bool, within: timedelta = WITHIN

@@ -17,8 +17,8 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from core.errors import SettingsError
 from core.settings import Settings
@@ -31,7 +31,7 @@ from shelflife.web.gatekeeper import Gatekeeper, proxy_secret
 from shelflife.web.predict import Predict
 
 
-def build(service: Service) -> Starlette:
+def build(service: Service) -> ASGIApp:
     """The ASGI application: Open Inference Protocol v2 at `/v2`, the control API at `/api/v1`."""
     settings = service.settings
     serving = inference.build(settings, service.ledger, service.log, service.home, clock=wall_clock)
@@ -50,21 +50,20 @@ def build(service: Service) -> Starlette:
             with suppress(asyncio.CancelledError):
                 await sweeping
 
-    gates = []
     if settings.access.enabled:
         proxy_secret(settings.access)  # a mistake in it is known before the first request
         if settings.serving.grpc_port is not None:
             expected = "null while access.enabled is true: gRPC has no gatekeeper"
             raise SettingsError("serving.grpc_port", settings.serving.grpc_port, expected)
-        gates.append(Middleware(Gatekeeper, settings=settings, ledger=service.ledger))
     predict = Predict(settings, serving.answering, serving.rest)
     frames = Route("/api/v1/models/{model}/predict", predict.predict, methods=["POST"])
-    return Starlette(
+    routed = Starlette(
         routes=[*serving.routes, frames, *api.routes()],
-        middleware=gates,
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
+    app = serving.rest.direct(routed)
+    return Gatekeeper(app, settings, service.ledger) if settings.access.enabled else app
 
 
 def serve(service: Service, file: str | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
@@ -61,6 +61,7 @@ def test_good_values_survive_the_round_trip(kind: Kind, nullable: bool, data: An
 
 @pytest.mark.parametrize("kind", list(DATATYPE))
 @given(values=st.lists(ANY, min_size=1, max_size=4), nullable=st.booleans())
+@example(values=[math.nan], nullable=True)
 @settings(deadline=None, max_examples=150)
 def test_any_other_value_is_an_input_error(kind: Kind, values: list[Any], nullable: bool) -> None:
     """Vectorised or one by one, the verdict is that of `Feature.check`."""
