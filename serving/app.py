@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from core.ledger import Ledger
 from core.settings import Settings, span
-from monitor.log.records import SampleLog
 from serving.answering import Answering
 from serving.backend import ModelStats
 from serving.heartbeat import Heartbeat, wall_clock
+from serving.log_process import Appends
 from serving.repository import Repository
 from serving.rest import Rest
 from serving.rest import http_error as http_error
@@ -74,7 +74,7 @@ class Serving:
         self,
         settings: Settings,
         ledger: Ledger,
-        log: SampleLog,
+        log: Appends,
         home: Path,
         clock: Callable[[], datetime],
     ) -> None:
@@ -160,7 +160,7 @@ class Serving:
 def build(
     settings: Settings,
     ledger: Ledger,
-    log: SampleLog,
+    log: Appends,
     home: Path,
     *,
     clock: Callable[[], datetime] = wall_clock,

@@ -35,7 +35,6 @@ from serving.cost import Cost
 from serving.timings import Timings
 from serving.turns import Share, Turns
 
-
 _NOTHING = 60e-6  # seconds a call may cost before its rows do: what queueing a request takes
 
 

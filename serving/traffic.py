@@ -29,17 +29,14 @@ from time import monotonic
 from typing import Literal
 
 from msgspec import Struct
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.ledger import Ledger
-from monitor.log.records import LeftOut, Prediction, SampleLog
+from monitor.log.records import LeftOut, Prediction
+from serving.log_process import UNAVAILABLE, Appends
 
 Logged = Literal["committed", "accepted", "queued", "shed", "unsampled"]
 
 _log = logging.getLogger("shelflife.serving")
-#: The store is locked, full or out of reach; the same rows may do later.
-_UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _GROUP = 2000  # most rows of one transaction
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before a failed commit is tried again
 _COUNT_EVERY = 1.0  # seconds between writes of the counters
@@ -68,7 +65,7 @@ class LogWriter:
 
     def __init__(
         self,
-        log: SampleLog,
+        log: Appends,
         ledger: Ledger,
         *,
         queue_rows: int,
@@ -280,7 +277,7 @@ class LogWriter:
             started = monotonic()
             try:
                 self._append_once(rows)
-            except _UNAVAILABLE as error:
+            except UNAVAILABLE as error:
                 self._fail(group)
                 pause = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
                 _log.warning("log_unavailable", extra={"attempt": attempt, "error": str(error)})

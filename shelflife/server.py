@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from core.errors import SettingsError
 from core.settings import Settings
 from serving import app as inference
+from serving.log_process import Appends, LogProcess
 from shelflife import workers
 from shelflife.api import Api
 from shelflife.log_lines import Lines
@@ -31,10 +32,16 @@ from shelflife.web.gatekeeper import Gatekeeper, proxy_secret
 from shelflife.web.predict import Predict
 
 
-def build(service: Service) -> ASGIApp:
-    """The ASGI application: Open Inference Protocol v2 at `/v2`, the control API at `/api/v1`."""
+def build(service: Service, log: Appends | None = None) -> ASGIApp:
+    """The ASGI application: Open Inference Protocol v2 at `/v2`, the control API at `/api/v1`.
+
+    Args:
+        log: where answers are logged; the service's own log when None.
+    """
     settings = service.settings
-    serving = inference.build(settings, service.ledger, service.log, service.home, clock=wall_clock)
+    serving = inference.build(
+        settings, service.ledger, log or service.log, service.home, clock=wall_clock
+    )
 
     def snapshot() -> dict[str, Any]:
         return {"counters": serving.metrics().counters, "waiting": api.events.pairs.waiting()}
@@ -85,14 +92,17 @@ def serve(service: Service, file: str | None = None) -> int:
         named = ["--settings", file] if file else []
         with workers.listen(serving.host, serving.port) as shared:
             return workers.Workers([*command, *named], shared, serving.workers).run()
+    writer = LogProcess.start(lambda: service.log, closing=() if listener is None else (listener,))
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
     sys.setswitchinterval(0.0001)
     # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
     signal.signal(signal.SIGTERM, _leave)
     with suppress(KeyboardInterrupt):
-        config = uvicorn.Config(build(service), **options(service.settings))
+        config = uvicorn.Config(build(service, writer), **options(service.settings))
         uvicorn.Server(config).run(sockets=None if listener is None else [listener])
+    if writer is not None:
+        writer.close()
     service.close()
     return 0
 

@@ -25,9 +25,10 @@ Encoded = tuple[str, str, str, str, str, str, int, str, str, int]
 
 _COLUMNS = "model, source, event_id, prediction_id, version, role, time, inputs, outputs, received"
 _ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-#: One statement for many rows is a sixth faster than one each; SQLite before 3.32 takes at most 999
-#: parameters.
-_CHUNK = 99
+#: Rows of one statement, where so many are left. Each statement gives the interpreter up and waits
+#: for it again, which costs the thread that answers requests more than the insert itself. SQLite
+#: before 3.32 takes at most 999 parameters.
+_CHUNKS = (99, 24, 6, 1)
 
 
 def _into(rows: int) -> str:
@@ -35,7 +36,7 @@ def _into(rows: int) -> str:
     return f"INSERT INTO predictions ({_COLUMNS}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
-_ONE, _MANY = _into(1), _into(_CHUNK)
+_INTO = {rows: _into(rows) for rows in _CHUNKS}
 _POSTGRES = (
     f"INSERT INTO predictions ({_COLUMNS})"  # noqa: S608
     " SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[],"
@@ -120,13 +121,11 @@ def _into_sqlite(cursor: Any, rows: Sequence[Encoded]) -> int:
     if cursor.execute("SELECT 1 FROM sealed_keys LIMIT 1").fetchone() is not None:
         sealed = _sealed(cursor, rows, sqlite=True)
         rows = [row for row in rows if _event(row) not in sealed] if sealed else rows
-    new, whole = 0, len(rows) - len(rows) % _CHUNK
-    for start in range(0, whole, _CHUNK):
-        cursor.execute(_MANY, list(chain.from_iterable(rows[start : start + _CHUNK])))
-        new += cursor.rowcount
-    if whole < len(rows):
-        cursor.executemany(_ONE, rows[whole:])
-        new += cursor.rowcount
+    new, start = 0, 0
+    for size in _CHUNKS:
+        while len(rows) - start >= size:
+            cursor.execute(_INTO[size], list(chain.from_iterable(rows[start : start + size])))
+            new, start = new + cursor.rowcount, start + size
     return int(new)
 
 
