@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import compress
 from time import monotonic
-from typing import Any
 
 from msgspec import Struct
 
@@ -22,6 +22,7 @@ from monitor.log.sample import kept
 from serving.backend import Outputs
 from serving.canary import Canary
 from serving.codec import Asked, Codec
+from serving.sheet import Sheet
 from serving.slot import Loaded, Slot
 from serving.swap import Slots
 from serving.traffic import Logged, LogWriter
@@ -45,6 +46,7 @@ class _Rules(Struct, frozen=True):
     rate: float
     strict: bool
     within: timedelta
+    source: str
 
 
 class Answering:
@@ -105,18 +107,33 @@ class Answering:
             ShelflifeError: whatever `serving.batching` and `serving.codec` refuse.
         """
         begun = monotonic() if since is None else since
-        loaded = await self._hold(slot, version, within, begun)
+        loaded = slot.at_once(version) or await self._hold(slot, version, within, begun)
         try:
             asked = read(loaded.codec)
             if asked.time is not None:
                 field = "parameters.event_time"
                 plausible(asked.time, now=self._clock(), ahead=self._ahead, field=field)
-            limits = [t for t in (within, asked.within, self._longest) if t is not None]
-            end = begun + min(limits)
-            version, role, outputs = await self._ask(slot, loaded, asked, end, version)
+            given = self._longest if within is None else min(within, self._longest)
+            end = begun + (given if asked.within is None else min(given, asked.within))
+            beside = None
+            if slot.canary is not None and version is None:
+                beside = await self._canary(slot.canary, slot.model, asked, end - monotonic())
+            if beside is None:
+                left = end - monotonic()
+                outputs = await loaded.batcher.infer(asked.columns, asked.rows, within=left)
+                version = loaded.target.version
+            else:
+                version, outputs = beside
         finally:
             loaded.give_back()
-        logged = await self._record(slot, version, role, asked, outputs)
+        role: Role = "champion" if beside is None else "challenger"
+        sheet = self._sampled(slot, version, role, asked, outputs)
+        rules = self._rules(slot.model)
+        logged: Logged = "unsampled"
+        if sheet is not None and rules.strict:
+            logged = await self._writer.log(sheet, strict=True)
+        elif sheet is not None:
+            logged = self._writer.accept(sheet, rules.within)
         return Answered(asked, outputs, slot.model, version, logged)
 
     async def _hold(
@@ -147,22 +164,10 @@ class Answering:
         if slot.error and slot.evicted:
             raise slot.not_ready()  # it cannot be loaded
 
-    async def _ask(
-        self, slot: Slot, loaded: Loaded, asked: Asked, end: float, pinned: str | None
-    ) -> tuple[str, Role, Outputs]:
-        canary = slot.canary
-        if canary is not None and pinned is None:
-            outputs = await self._canary(canary, slot.model, asked, end - monotonic())
-            if outputs is not None:
-                return canary.version, "challenger", outputs
-        left = end - monotonic()
-        outputs = await loaded.batcher.infer(asked.columns, asked.rows, within=left)
-        return loaded.target.version, "champion", outputs
-
     async def _canary(
         self, canary: Canary, model: str, asked: Asked, left: float
-    ) -> Outputs | None:
-        """The challenger's answer, if this request is one of its share and it has one."""
+    ) -> tuple[str, Outputs] | None:
+        """The challenger and its answer, if this request is one of its share and it has one."""
         if not canary.chosen(asked.id):
             return None
         if canary.resting:
@@ -170,30 +175,35 @@ class Answering:
             return None
         outputs = await canary.infer(asked.columns, asked.rows, left)
         self._writer.count(model, "canary_failed" if outputs is None else "canary_answered")
-        return outputs
+        return None if outputs is None else (canary.version, outputs)
 
-    async def _record(
+    def _sampled(
         self, slot: Slot, version: str, role: Role, asked: Asked, outputs: Outputs
-    ) -> Logged:
+    ) -> Sheet | None:
+        """The rows of an answer that belong to the sample, counted, and a copy for a shadow."""
         model, rules = slot.model, self._rules(slot.model)
         time = asked.time or self._clock()
-        ids, wanted = asked.ids, None
+        wanted = None
         if rules.rate < 1:
-            wanted = [kept(each, rules.rate) for each in ids]
+            wanted = [kept(each, rules.rate) for each in asked.ids]
             self._writer.leave_out(model, time, rules.rate, wanted.count(False))
-        sample = _predictions(model, version, role, asked, outputs, time, wanted)
         self._writer.count(model, "answered", asked.rows)
+        if wanted is not None and not any(wanted):
+            return None
+        sheet = _sheet(rules.source, model, version, role, asked, outputs, time, wanted)
         shadow = slot.shadow
-        if shadow is not None and sample:
-            shadow.offer(sample, self._submit_shadow)
-        return await self._writer.log(sample, strict=rules.strict, within=rules.within)
+        if shadow is not None:
+            shadow.offer(sheet.predictions(), self._submit_shadow)
+        return sheet
 
     def _rules(self, model: str) -> _Rules:
         found = self._known.get(model)
         if found is None:
             mine = self._settings.model(model)
             strict = mine.durability == "strict"
-            found = _Rules(mine.sample_rate, strict, span(mine.commit_within))
+            # Callers number requests per model; two models may well be asked under one id.
+            source = f"serving/{model}"
+            found = _Rules(mine.sample_rate, strict, span(mine.commit_within), source)
             self._known[model] = found
         return found
 
@@ -201,7 +211,8 @@ class Answering:
         self._writer.submit(rows, within=_COPIES_WITHIN)
 
 
-def _predictions(
+def _sheet(
+    source: str,
     model: str,
     version: str,
     role: Role,
@@ -209,27 +220,12 @@ def _predictions(
     outputs: Outputs,
     time: datetime,
     wanted: Sequence[bool] | None,
-) -> list[Prediction]:
-    """The rows of an answer as the log keeps them; only the `wanted` ones where that is given."""
-    if wanted is not None and not any(wanted):
-        return []
-    names, ids = list(outputs), asked.ids
-    answers: Any = zip(*(outputs[name].tolist() for name in names), strict=True)
+) -> Sheet:
+    """The rows of an answer for the log; only the `wanted` ones where that is given."""
+    ids, answers = asked.ids, {name: array.tolist() for name, array in outputs.items()}
+    matrix, columns = asked.kept(wanted)
     if wanted is not None:
-        ids = [each for each, keep in zip(ids, wanted, strict=True) if keep]
-        answers = [each for each, keep in zip(answers, wanted, strict=True) if keep]
-    # Callers number requests per model; two models may well be asked under one id.
-    source = f"serving/{model}"
-    return [
-        Prediction(
-            model=model,
-            id=identity,
-            version=version,
-            role=role,
-            time=time,
-            inputs=inputs,
-            outputs=dict(zip(names, values, strict=True)),
-            source=source,
-        )
-        for identity, inputs, values in zip(ids, asked.records(wanted), answers, strict=True)
-    ]
+        ids = list(compress(ids, wanted))
+        answers = {name: list(compress(each, wanted)) for name, each in answers.items()}
+    names = asked.columns.names
+    return Sheet(model, version, role, time, source, ids, names, matrix, columns, answers)

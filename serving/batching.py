@@ -19,6 +19,7 @@ request by request, so that one bad request cannot fail its neighbours.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ class Batcher:
         self.beside = False  # a challenger's calls never hold up the event loop
         self._waiting: deque[_Request] = deque()
         self._rows = 0  # that wait
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()  # entered directly, as a condition's own methods cost more
+        self._wake = threading.Condition(self._lock)
         self._busy = False  # the model is being asked
         self._scheduled = False  # the event loop will ask it in a moment
         self._closed = False
@@ -115,7 +117,7 @@ class Batcher:
             ModelFailed: the model raised anything else, or answered what is not a number.
         """
         loop, began = asyncio.get_running_loop(), perf_counter()
-        with self._wake:
+        with self._lock:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
             self._admit(rows, within)
@@ -215,7 +217,9 @@ class Batcher:
 
     def _short(self, rows: int) -> bool:
         limit = 0.0 if self._blocks or self.beside else self._limits.inline
-        return limit > 0 and self._cost.known and self._cost.of(min(rows, self._most())) <= limit
+        if not limit or not self._cost.known:
+            return False
+        return self._cost.of(rows) <= limit or self._cost.of(min(rows, self._most())) <= limit
 
     def _at_once(self, rows: int) -> bool:
         """Whether nobody is before this request, and waiting for company could save nothing; if so
@@ -226,15 +230,18 @@ class Batcher:
         return fixed <= _NOTHING and self._turns.try_take(self._share)
 
     def _ask_at_once(self, request: _Request, loop: asyncio.AbstractEventLoop) -> Outputs:
-        results, seconds = self._timed([request])
+        _, result = self._alone(request)
+        ended = perf_counter()
+        seconds = ended - request.began
+        self._cost.saw(request.rows, seconds)
+        self.timings.batch((seconds,), request.rows)
         self._turns.give(self._share, seconds)
-        with self._wake:
+        with self._lock:
             self._busy = False
             if self._waiting:  # from other event loops
                 self._begin(loop)
             elif self._closed:
                 self._wake.notify_all()
-        [(_, result)] = results
         if isinstance(result, Exception):
             raise result
         return result
@@ -351,7 +358,8 @@ def checked(outputs: Outputs, rows: int) -> Outputs:
     for name, array in outputs.items():
         if array.shape != (rows,):
             raise ModelFailed(f"{name}: the model answered shape {array.shape} to {rows} rows")
-        if not np.isfinite(array).all():
+        finite = math.isfinite(array[0]) if rows == 1 else np.isfinite(array).all()
+        if not finite:
             bad = array[~np.isfinite(array)][0]
             raise ModelFailed(f"{name}: the model answered {bad}; expected a finite number")
     return outputs

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import compress
 from typing import Any
@@ -66,17 +66,16 @@ class Asked(Struct, frozen=True, kw_only=True):
             return {name: array.tolist() for name, array in self.columns.items()}
         return {name: plain(each) for name, each in self.checked.items()}
 
-    def records(self, wanted: Sequence[bool] | None = None) -> list[dict[str, Scalar]]:
-        """Row by row, as the log keeps them; only the `wanted` ones where that is given."""
-        names, matrix = list(self.columns), self.columns.matrix
-        rows: Iterable[Sequence[Scalar]]
+    def kept(self, wanted: Sequence[bool] | None = None) -> tuple[bytes, list[list[Scalar]] | None]:
+        """What the log keeps of the columns: a matrix of float64, row by row, as bytes, or else one
+        list per column; only the `wanted` rows where that is given."""
+        matrix = self.columns.matrix
         if self.checked is None and matrix is not None:
-            rows = (matrix if wanted is None else matrix[np.array(wanted)]).tolist()
-            return [dict(zip(names, row, strict=True)) for row in rows]
-        rows = zip(*self.values.values(), strict=True)
+            return (matrix if wanted is None else matrix[np.array(wanted)]).tobytes(), None
+        columns = list(self.values.values())
         if wanted is not None:
-            rows = compress(rows, wanted)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            columns = [list(compress(each, wanted)) for each in columns]
+        return b"", columns
 
 
 #: How many rows, the columns for the model, and what the log keeps of them (see `Asked`).
@@ -131,7 +130,7 @@ class Codec:
             within=_within(request.parameters),
         )
 
-    def _each(self, inputs: Sequence[Tensor | Numbers]) -> _Read:
+    def _each(self, inputs: Sequence[Tensor]) -> _Read:
         """One tensor per column."""
         given = self._by_column(inputs)
         rows = tensors.rows_of(given[self._names[0]])
@@ -149,7 +148,7 @@ class Codec:
         }
         return rows, Table({name: each.array for name, each in checked.items()}), checked
 
-    def _whole(self, inputs: Sequence[Tensor | Numbers]) -> _Read | None:
+    def _whole(self, inputs: Sequence[Tensor]) -> _Read | None:
         """All columns in one tensor; None where the request is not that."""
         width = len(self._names)
         if not self._matrix or len(inputs) != 1:
@@ -161,7 +160,8 @@ class Codec:
             return None
         rows = tensors.count(tensor.name, tensor.shape)
         matrix = tensors.matrix_of(tensor, rows, width)
-        if self._only_numeric and np.isfinite(matrix).all():
+        # The parser gives no number that is not finite.
+        if self._only_numeric and (type(tensor) is Numbers or np.isfinite(matrix).all()):
             return rows, Table.of_matrix(self._names, matrix), None
         checked = {
             feature.name: column_of_array(feature, array)
@@ -170,7 +170,7 @@ class Codec:
         table = Table({name: each.array for name, each in checked.items()}, matrix=matrix)
         return rows, table, checked
 
-    def _by_column(self, inputs: Sequence[Tensor | Numbers]) -> dict[str, Tensor | Numbers]:
+    def _by_column(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         found = {tensor.name: tensor for tensor in inputs}
         if found.keys() == self._features.keys() and len(found) == len(inputs):
             return found

@@ -10,6 +10,7 @@ class Cost:
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._line: tuple[float, float] | None = (0.0, 0.0)  # None: to be worked out
 
     def saw(self, rows: int, seconds: float) -> None:
         """One call."""
@@ -18,6 +19,7 @@ class Cost:
         self._y = _KEEP * self._y + seconds
         self._xx = _KEEP * self._xx + rows * rows
         self._xy = _KEEP * self._xy + rows * seconds
+        self._line = None
 
     @property
     def known(self) -> bool:
@@ -27,8 +29,12 @@ class Cost:
     def line(self) -> tuple[float, float]:
         """Seconds per call and per row; never negative. With calls of one size only, the rows are
         charged for nothing: what a larger batch costs shows when there is one."""
-        if not self._n:
-            return 0.0, 0.0
+        found = self._line
+        if found is None:
+            found = self._line = self._fitted()
+        return found
+
+    def _fitted(self) -> tuple[float, float]:
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x * mean_x
         if spread <= 1e-9 * mean_x * mean_x:

@@ -28,11 +28,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from monitor.log.records import LeftOut, Prediction
+from serving.sheet import Entry, Sheet, predictions
 
 _log = logging.getLogger("shelflife.serving")
 #: The store is locked, full or out of reach; the same rows may do later.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _LENGTH = 8  # bytes before each message, which say how long it is
+_AT_ONCE = 65_536  # bytes that are read in one go; an answer is shorter
 _WAIT = 2.0  # seconds that the process has to end once it is told
 
 
@@ -53,6 +55,7 @@ class Appends(Protocol):
 class Rows(Struct, array_like=True):
     """What is asked of it: an append."""
 
+    sheets: Sequence[Sheet]
     rows: Sequence[Prediction]
     received: datetime
     left_out: Sequence[tuple[LeftOut, int]]
@@ -67,6 +70,7 @@ class Done(Struct, array_like=True):
 
 
 class _Read(Rows):
+    sheets: list[Sheet]
     rows: list[Prediction]
     left_out: list[tuple[LeftOut, int]]
 
@@ -77,7 +81,7 @@ _decode_done = msgspec.msgpack.Decoder(Done).decode
 
 
 class LogProcess:
-    """`SampleLog.append` through another process.
+    """Appends through another process.
 
     Args:
         socket: to that process.
@@ -121,23 +125,37 @@ class LogProcess:
         received: datetime,
         left_out: Mapping[LeftOut, int] | None = None,
     ) -> int:
-        """See `SampleLog.append`. Rows of an append that the process died in are appended again,
-        which changes nothing where it had committed them but the count of repeats.
+        """See `SampleLog.append` and `append_all`."""
+        return self.append_all([rows], received=received, left_out=left_out)
+
+    def append_all(
+        self,
+        entries: Sequence[Entry],
+        *,
+        received: datetime,
+        left_out: Mapping[LeftOut, int] | None = None,
+    ) -> int:
+        """The rows of many answers, as `SampleLog.append`. Those of an append that the process died
+        in are appended again, which changes nothing where it had committed them but the count of
+        repeats.
 
         Raises:
             OSError: the store is locked, full or out of reach.
             ValueError: the store refused a row.
         """
         if self._alive:
+            sheets = [entry for entry in entries if isinstance(entry, Sheet)]
+            rows = predictions(entry for entry in entries if not isinstance(entry, Sheet))
+            asked = Rows(sheets, rows, received, list((left_out or {}).items()))
             try:
-                _send(self._socket, _encode(Rows(rows, received, list((left_out or {}).items()))))
+                _send(self._socket, _encode(asked))
                 done = _decode_done(_receive(self._socket))
             except (OSError, EOFError) as error:
                 _log.error("log_process_ended", extra={"pid": self.pid, "error": str(error)})
                 self._alive = False
             else:
                 return _result(done)
-        return self._beside().append(rows, received=received, left_out=left_out)
+        return self._beside().append(predictions(entries), received=received, left_out=left_out)
 
     def close(self) -> None:
         """Tell the process that nothing more comes, and wait a moment for its end."""
@@ -197,7 +215,8 @@ def _work(connection: socket.socket, log: Callable[[], Appends]) -> NoReturn:
 
 
 def _append(log: Appends, asked: Rows) -> int:
-    return log.append(asked.rows, received=asked.received, left_out=dict(asked.left_out) or None)
+    rows = predictions([*asked.sheets, asked.rows])
+    return log.append(rows, received=asked.received, left_out=dict(asked.left_out) or None)
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -208,19 +227,22 @@ def _send(connection: socket.socket, message: bytes) -> None:
 
 
 def _receive(connection: socket.socket) -> bytes:
-    """The next message.
+    """The next message; there is never more than one under way.
 
     Raises:
         EOFError: the other side is gone.
     """
-    return _exactly(connection, int.from_bytes(_exactly(connection, _LENGTH)))
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    found = connection.recv(size, socket.MSG_WAITALL)
+    found = _some(connection, _AT_ONCE)
+    while len(found) < _LENGTH:
+        found += _some(connection, _LENGTH - len(found))
+    size = _LENGTH + int.from_bytes(found[:_LENGTH])
     while len(found) < size:
-        more = connection.recv(size - len(found), socket.MSG_WAITALL)
-        if not more:
-            raise EOFError("the connection was closed")
-        found += more
+        found += _some(connection, size - len(found), socket.MSG_WAITALL)
+    return found[_LENGTH:]
+
+
+def _some(connection: socket.socket, most: int, flags: int = 0) -> bytes:
+    found = connection.recv(most, flags)
+    if not found:
+        raise EOFError("the connection was closed")
     return found

@@ -29,14 +29,10 @@ class Tensor(Struct):
     parameters: dict[str, Any] | None = None
 
 
-class Numbers(Struct):
+class Numbers(Tensor):
     """A `Tensor` whose data are numbers and nothing else, which the parser itself has seen."""
 
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-    parameters: dict[str, Any] | None = None
+    data: list[float] | UnsetType = UNSET
 
 
 class WantedOutput(Struct):
@@ -49,7 +45,7 @@ class WantedOutput(Struct):
 class InferenceRequest(Struct):
     """The body of `POST …/infer`; keys the protocol does not know are ignored."""
 
-    inputs: Sequence[Tensor | Numbers]
+    inputs: Sequence[Tensor]
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[WantedOutput] | None = None
@@ -60,7 +56,7 @@ class _Any(InferenceRequest):
 
 
 class _Numeric(InferenceRequest):
-    inputs: list[Numbers]
+    inputs: Sequence[Numbers]
 
 
 _request = msgspec.json.Decoder(_Any)

@@ -46,17 +46,18 @@ class Loaded:
         self.codec = Codec(spec)
         self.used = monotonic()
         self._users = 0
-        self._idle = threading.Condition()
+        self._lock = threading.Lock()  # entered directly, as a condition's own methods cost more
+        self._idle = threading.Condition(self._lock)
 
     def take(self) -> None:
         """A request begins to use it."""
-        with self._idle:
+        with self._lock:
             self._users += 1
             self.used = monotonic()
 
     def give_back(self) -> None:
         """A request has its answer."""
-        with self._idle:
+        with self._lock:
             self._users -= 1
             if not self._users:
                 self._idle.notify_all()
@@ -130,6 +131,16 @@ class Slot:
         finally:
             loaded.give_back()
 
+    def at_once(self, version: str | None = None) -> Loaded | None:
+        """As `hold`; None while no version is in memory."""
+        with self._lock:  # a flip cannot come between reading the reference and taking it
+            loaded = self._current
+            if loaded is not None:
+                if version is not None:
+                    self.check(version)
+                loaded.take()
+            return loaded
+
     def hold(self, version: str | None = None) -> Loaded:
         """The current version, which stays loaded until it is given back.
 
@@ -137,13 +148,10 @@ class Slot:
             NotReady: no version is loaded yet.
             NotFound: another version was asked for.
         """
-        with self._lock:  # a flip cannot come between reading the reference and taking it
-            loaded = self._current
-            if loaded is None:
-                raise self.not_ready()
-            self.check(version)
-            loaded.take()
-            return loaded
+        loaded = self.at_once(version)
+        if loaded is None:
+            raise self.not_ready()
+        return loaded
 
     def check(self, version: str | None) -> None:
         """Raise `NotFound` where another version than the one that answers was asked for."""

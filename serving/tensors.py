@@ -19,7 +19,7 @@ from serving.request import Numbers, Tensor
 MAX_ROWS = 100_000  # of a request
 
 
-def rows_of(tensor: Tensor | Numbers) -> int:
+def rows_of(tensor: Tensor) -> int:
     shape = tensor.shape
     if len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
         raise InputError(f"{tensor.name}.shape", shape, "[n] or [n, 1] for n rows")
@@ -36,7 +36,7 @@ def count(name: str, shape: list[int]) -> int:
     return shape[0]
 
 
-def column_of(feature: Feature, tensor: Tensor | Numbers, rows: int) -> Column:
+def column_of(feature: Feature, tensor: Tensor, rows: int) -> Column:
     name = tensor.name
     if tensor.datatype not in KINDS or feature.kind not in KINDS[tensor.datatype]:
         raise InputError(f"{name}.datatype", tensor.datatype, described(feature))
@@ -58,7 +58,7 @@ def _length(name: str, found: int, expected: int, shape: list[int]) -> None:
         raise InputError(f"{name}.data", f"{found} values", text)
 
 
-def matrix_of(tensor: Tensor | Numbers, rows: int, width: int) -> np.ndarray:
+def matrix_of(tensor: Tensor, rows: int, width: int) -> np.ndarray:
     """All columns in one float64 array; a null is NaN here, and judged column by column."""
     name = tensor.name
     data: Any = tensor.data
@@ -96,7 +96,7 @@ def _held(name: str, datatype: str, values: np.ndarray) -> None:
         raise InputError(f"{name}.data", values[wrong][0].item(), f"a number that {datatype} holds")
 
 
-def together(tensors: Sequence[Tensor | Numbers], rows: int) -> np.ndarray | None:
+def together(tensors: Sequence[Tensor], rows: int) -> np.ndarray | None:
     """Columns of numbers as one array [columns, rows], checked at once; None where one of them is
     not simply that, and each is to be looked at."""
     for tensor in tensors:

@@ -31,8 +31,9 @@ from typing import Literal
 from msgspec import Struct
 
 from core.ledger import Ledger
-from monitor.log.records import LeftOut, Prediction
-from serving.log_process import UNAVAILABLE, Appends
+from monitor.log.records import LeftOut
+from serving.log_process import UNAVAILABLE, Appends, LogProcess
+from serving.sheet import Entry, model_of, predictions
 
 Logged = Literal["committed", "accepted", "queued", "shed", "unsampled"]
 
@@ -44,9 +45,9 @@ WITHIN = timedelta(milliseconds=10)  # in which relaxed rows are committed, unle
 
 
 class _Batch(Struct, eq=False):
-    rows: Sequence[Prediction]
+    rows: Entry
     loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[Logged]
+    done: asyncio.Future[Logged] | None  # None: nobody asks
     since: float  # monotonic seconds
     start: float  # when its commit should begin: at once, or at half of its time
     due: float  # when its commit has to be over; `since` where an answer waits for it
@@ -77,14 +78,15 @@ class LogWriter:
         self._queue: deque[_Batch] = deque()
         self._rows = 0  # in the queue and in the commit under way
         self._start: float | None = None  # of the batch in the queue that cannot wait longest
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()  # entered directly, as a condition's own methods cost more
+        self._wake = threading.Condition(self._lock)
         self._busy_since: float | None = None
         self._oldest: float | None = None  # when the first row that is not committed came
         self._failing = False  # the last try to commit failed
         self._cost = 0.002  # seconds a commit takes, smoothed
         self._closing: float | None = None  # the moment to give up
-        self._totals: Counter[tuple[str, str]] = Counter()
-        self._unsaved: Counter[tuple[str, str]] = Counter()
+        self._totals: dict[tuple[str, str], int] = {}
+        self._saved: dict[tuple[str, str], int] = {}  # of those, what the ledger has
         self._counting = threading.Lock()
         self._left_out: Counter[LeftOut] = Counter()  # not yet told to the log
         self._thread = threading.Thread(target=self._work, name="log-writer", daemon=True)
@@ -94,9 +96,7 @@ class LogWriter:
         self._thread.start()
         atexit.register(self._at_exit)
 
-    def submit(
-        self, rows: Sequence[Prediction], *, within: timedelta | None = None
-    ) -> asyncio.Future[Logged]:
+    def submit(self, rows: Entry, *, within: timedelta | None = None) -> asyncio.Future[Logged]:
         """Queue the rows of one answer, all or none; call it on a running event loop.
 
         Args:
@@ -108,14 +108,32 @@ class LogWriter:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Logged] = loop.create_future()
-        since = monotonic()
-        span = 0.0 if within is None else within.total_seconds()
+        if not self._queued(rows, 0.0 if within is None else within.total_seconds(), loop, done):
+            done.set_result("shed")
+        return done
+
+    def accept(self, rows: Entry, within: timedelta) -> Logged:
+        """Queue the rows of one answer that does not wait for them; they are committed `within`
+        that time. Call it on a running event loop."""
+        span = within.total_seconds()
+        if not self._queued(rows, span, asyncio.get_running_loop(), None):
+            return "shed"
+        return "queued" if self._behind(span) else "accepted"
+
+    def _queued(
+        self,
+        rows: Entry,
+        span: float,
+        loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[Logged] | None,
+    ) -> bool:
+        since, n = monotonic(), len(rows)
         start = since + span / 2
-        with self._wake:
-            room = self._closing is None and self._rows + len(rows) <= self._limit
+        with self._lock:
+            room = self._closing is None and self._rows + n <= self._limit
             if room:
                 self._queue.append(_Batch(rows, loop, done, since, start, since + span))
-                self._rows += len(rows)
+                self._rows += n
                 if self._oldest is None:
                     self._oldest = since
                 sooner = self._start is None or start < self._start
@@ -127,27 +145,22 @@ class LogWriter:
                     # Later: a thread that woke now would want the interpreter before the answer.
                     loop.call_later(max(0.0, span / 2 - self._cost), self._nudge)
         if not room:
-            self.count(rows[0].model, "shed", len(rows))
-            done.set_result("shed")
-        return done
+            self.count(model_of(rows), "shed", n)
+        return room
 
     def _nudge(self) -> None:
-        with self._wake:
+        with self._lock:
             self._wake.notify()
 
-    async def log(
-        self, rows: Sequence[Prediction], *, strict: bool, within: timedelta = WITHIN
-    ) -> Logged:
+    async def log(self, rows: Entry, *, strict: bool, within: timedelta = WITHIN) -> Logged:
         """Queue rows and say what became of them: in strict mode after their commit, or after
         `wait`; otherwise at once, and they are committed `within` that time."""
         if not rows:
             return "unsampled"
-        done = self.submit(rows, within=None if strict else within)
-        if done.done():
-            return done.result()
         if not strict:
-            return "queued" if self._behind(within.total_seconds()) else "accepted"
-        if not self.overdue:
+            return self.accept(rows, within)
+        done = self.submit(rows)
+        if not done.done() and not self.overdue:
             await asyncio.wait({done}, timeout=self._wait)
         return done.result() if done.done() else "queued"
 
@@ -178,9 +191,14 @@ class LogWriter:
 
     def count(self, model: str, name: str, by: int = 1) -> None:
         """Add to a counter; it reaches the ledger within seconds, or at `close`."""
+        key = (model, name)
         with self._counting:
-            self._totals[model, name] += by
-            self._unsaved[model, name] += by
+            self._totals[key] = self._totals.get(key, 0) + by
+
+    def _unsaved(self) -> dict[tuple[str, str], int]:
+        with self._counting:
+            saved = self._saved
+            return {k: n - saved.get(k, 0) for k, n in self._totals.items() if n != saved.get(k, 0)}
 
     def totals(self) -> dict[tuple[str, str], int]:
         """Every counter since this worker started, by (model, name)."""
@@ -196,7 +214,7 @@ class LogWriter:
         self._thread.join(timeout + 1.0)
         atexit.unregister(self._at_exit)
         if self._rows:
-            left = {f"{model}:{name}": n for (model, name), n in self._unsaved.items()}
+            left = {f"{model}:{name}": n for (model, name), n in self._unsaved().items()}
             _log.error("log_rows_lost", extra={"rows": self._rows, "unsaved_counters": left})
         return self._rows
 
@@ -242,9 +260,11 @@ class LogWriter:
             return group
 
     def _commit(self, group: Sequence[_Batch]) -> None:
-        rows = [row for batch in group for row in batch.rows]
+        rows = Counter[str]()
+        for batch in group:
+            rows[model_of(batch.rows)] += len(batch.rows)
         try:
-            committed = self._append(rows, group)
+            committed = self._append(group)
         except _GivenUp:
             return
         except Exception as error:
@@ -253,14 +273,14 @@ class LogWriter:
                 for batch in group:
                     self._commit([batch])
                 return
-            _log.error("log_rows_refused", extra={"rows": len(rows), "error": str(error)})
+            _log.error("log_rows_refused", extra={"rows": rows.total(), "error": str(error)})
             committed = False
-        for model, n in Counter(row.model for row in rows).items():
+        for model, n in rows.items():
             self.count(model, "logged" if committed else "shed", n)
         if committed:
             self._count_late(group)
         with self._wake:
-            self._rows -= len(rows)
+            self._rows -= rows.total()
             self._busy_since = None
             self._oldest = self._queue[0].since if self._queue else None
         _notify(group, "committed" if committed else "shed")
@@ -269,10 +289,10 @@ class LogWriter:
         now = monotonic()
         for batch in group:
             if batch.due > batch.since and now > batch.due:
-                self.count(batch.rows[0].model, "late", len(batch.rows))
+                self.count(model_of(batch.rows), "late", len(batch.rows))
 
-    def _append(self, rows: Sequence[Prediction], group: Sequence[_Batch]) -> bool:
-        attempt = 0
+    def _append(self, group: Sequence[_Batch]) -> bool:
+        attempt, rows = 0, [batch.rows for batch in group]
         while True:
             started = monotonic()
             try:
@@ -294,16 +314,18 @@ class LogWriter:
                 self._cost += 0.2 * (monotonic() - started - self._cost)
                 return True
 
-    def _append_once(self, rows: Sequence[Prediction]) -> None:
+    def _append_once(self, rows: Sequence[Entry]) -> None:
         """One transaction: rows, and the counts of those that were left out."""
         with self._counting:
             left_out = dict(self._left_out)
-        if not left_out:
-            self._log.append(rows, received=self._clock())
-            return
-        self._log.append(rows, received=self._clock(), left_out=left_out)
-        with self._counting:
-            self._left_out -= Counter(left_out)  # drops what reached zero
+        received, beside = self._clock(), {"left_out": left_out} if left_out else {}
+        if isinstance(self._log, LogProcess):
+            self._log.append_all(rows, received=received, **beside)
+        else:
+            self._log.append(predictions(rows), received=received, **beside)
+        if left_out:
+            with self._counting:
+                self._left_out -= Counter(left_out)  # drops what reached zero
 
     def _fail(self, group: Sequence[_Batch]) -> None:
         """Answers need not wait for a log that is out of reach: those that do are told so."""
@@ -316,8 +338,9 @@ class LogWriter:
         return self._closing is not None and monotonic() > self._closing
 
     def _save_counters(self) -> None:
+        amounts = self._unsaved()
         with self._counting:
-            amounts, left_out = dict(self._unsaved), bool(self._left_out)
+            left_out = bool(self._left_out)
         if not amounts:
             return
         self._busy_since = monotonic()  # answers must not wait for this either
@@ -332,7 +355,8 @@ class LogWriter:
         finally:
             self._busy_since = None
         with self._counting:
-            self._unsaved -= Counter(amounts)  # drops what reached zero
+            for key, n in amounts.items():
+                self._saved[key] = self._saved.get(key, 0) + n
 
 
 class _GivenUp(Exception):
@@ -342,7 +366,8 @@ class _GivenUp(Exception):
 def _notify(group: Sequence[_Batch], logged: Logged) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[Logged]]] = {}
     for batch in group:
-        by_loop.setdefault(batch.loop, []).append(batch.done)
+        if batch.done is not None:
+            by_loop.setdefault(batch.loop, []).append(batch.done)
     for loop, futures in by_loop.items():
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_settle, futures, logged)

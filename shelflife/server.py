@@ -24,6 +24,7 @@ from core.errors import SettingsError
 from core.settings import Settings
 from serving import app as inference
 from serving.log_process import Appends, LogProcess
+from serving.rest import Rest
 from shelflife import workers
 from shelflife.api import Api
 from shelflife.log_lines import Lines
@@ -39,9 +40,20 @@ def build(service: Service, log: Appends | None = None) -> ASGIApp:
         log: where answers are logged; the service's own log when None.
     """
     settings = service.settings
-    serving = inference.build(
-        settings, service.ledger, log or service.log, service.home, clock=wall_clock
-    )
+    if settings.access.enabled:
+        proxy_secret(settings.access)  # a mistake in it is known before the first request
+        if settings.serving.grpc_port is not None:
+            expected = "null while access.enabled is true: gRPC has no gatekeeper"
+            raise SettingsError("serving.grpc_port", settings.serving.grpc_port, expected)
+    router, rest = routed(service, log or service.log)
+    app = rest.direct(router)
+    return Gatekeeper(app, settings, service.ledger) if settings.access.enabled else app
+
+
+def routed(service: Service, log: Appends) -> tuple[Starlette, Rest]:
+    """Every route, and the one among them that `build` takes out of the router."""
+    settings = service.settings
+    serving = inference.build(settings, service.ledger, log, service.home, clock=wall_clock)
 
     def snapshot() -> dict[str, Any]:
         return {"counters": serving.metrics().counters, "waiting": api.events.pairs.waiting()}
@@ -57,20 +69,14 @@ def build(service: Service, log: Appends | None = None) -> ASGIApp:
             with suppress(asyncio.CancelledError):
                 await sweeping
 
-    if settings.access.enabled:
-        proxy_secret(settings.access)  # a mistake in it is known before the first request
-        if settings.serving.grpc_port is not None:
-            expected = "null while access.enabled is true: gRPC has no gatekeeper"
-            raise SettingsError("serving.grpc_port", settings.serving.grpc_port, expected)
     predict = Predict(settings, serving.answering, serving.rest)
     frames = Route("/api/v1/models/{model}/predict", predict.predict, methods=["POST"])
-    routed = Starlette(
+    router = Starlette(
         routes=[*serving.routes, frames, *api.routes()],
         lifespan=lifespan,
         exception_handlers={HTTPException: inference.http_error},
     )
-    app = serving.rest.direct(routed)
-    return Gatekeeper(app, settings, service.ledger) if settings.access.enabled else app
+    return router, serving.rest
 
 
 def serve(service: Service, file: str | None = None) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -199,6 +201,17 @@ def test_one_who_was_away_has_not_saved_up_turns() -> None:
     assert not turns.try_take(rare)  # there is one place
 
 
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take over from each other as in `shelflife serve`: by default one that is busy for
+    5 ms at a time may keep the interpreter for as long as it likes."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("quick_switches")
 def test_a_greedy_model_leaves_the_others_their_share() -> None:
     """A hundred requests of 5 ms wait for one model; another's are answered among the first."""
 
