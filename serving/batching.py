@@ -7,9 +7,9 @@ and its own, and both together fit the budget.
 
 A model whose call is short is asked by the event loop itself, once every request that came in the
 same moment has been read: handing one row to a thread and back costs more than a converted tree
-ensemble takes. Where the call as such costs next to nothing, whatever its rows cost, there is
-nothing to gain from company either, and a request that finds the model idle asks it at once. Others
-are asked by a thread of their own, when it is their turn (`serving.turns`).
+ensemble takes. Where the call as such costs next to nothing and requests come one at a time, there
+is nothing to gain from company, and a request that finds the model idle asks it at once. Other
+models are asked by a thread of their own, when it is their turn (`serving.turns`).
 
 The queue is bounded; beyond it requests are refused at once. A request with a deadline is dropped
 when that passes, and refused at once where it could not be met. A batch that raises is tried again
@@ -63,6 +63,8 @@ class _Request(Struct, eq=False):
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Future[Outputs] | None  # None: it never waits
     began: float
+    within: float | None = None
+    timer: asyncio.TimerHandle | None = None
 
 
 _Result = tuple[_Request, Outputs | Exception]
@@ -98,7 +100,9 @@ class Batcher:
         self._lock = threading.Lock()  # entered directly, as a condition's own methods cost more
         self._wake = threading.Condition(self._lock)
         self._busy = False  # the model is being asked
-        self._scheduled = False  # the event loop will ask it in a moment
+        self._scheduled: asyncio.AbstractEventLoop | None = None  # will ask it in a moment
+        self._crowded = False  # requests came together the last time
+        self._just_asked = False  # in this turn of the event loop
         self._closed = False
         self.timings = Timings()
         self._thread: threading.Thread | None = None
@@ -121,7 +125,7 @@ class Batcher:
             if self._closed:
                 raise NotReady("this version is being retired; ask again")
             self._admit(rows, within)
-            request = _Request(columns, rows, loop, None, began)
+            request = _Request(columns, rows, loop, None, began, within)
             if self._at_once(rows):
                 self._busy = True
             else:
@@ -130,15 +134,15 @@ class Batcher:
                 self._rows += rows
                 if not self._busy and not self._scheduled:
                     self._begin(loop)
+                if self._scheduled is not loop:
+                    self._limit(request)
         if request.answer is None:
             return self._ask_at_once(request, loop)
-        if within is None:
-            return await request.answer
-        timer = loop.call_later(within, self._expire, request, within)
         try:
             return await request.answer
         finally:
-            timer.cancel()
+            if request.timer is not None:
+                request.timer.cancel()
 
     def refuse_if_full(self) -> None:
         """Raise `QueueFull` already before a request has been read."""
@@ -149,7 +153,7 @@ class Batcher:
         """Refuse new requests, answer those that wait, end the thread; False if it is stuck."""
         end = monotonic() + timeout
         with self._wake:
-            self._closed, self._scheduled = True, False
+            self._closed, self._scheduled = True, None
             if self._waiting:
                 self._start_thread()
             self._wake.notify_all()
@@ -179,12 +183,19 @@ class Batcher:
                 retry_after=self._seconds(self._rows),
             )
 
-    def _expire(self, request: _Request, within: float) -> None:
+    def _limit(self, request: _Request) -> None:
+        """Give up on a request in time. One that the event loop will ask about in a moment needs
+        no timer for that."""
+        if request.within is not None:
+            left = request.within - (perf_counter() - request.began)
+            request.timer = request.loop.call_later(max(0.0, left), self._expire, request)
+
+    def _expire(self, request: _Request) -> None:
         """The caller's time is over: the request gives up its place."""
         answer = request.answer
         if answer is None or answer.done():
             return
-        answer.set_exception(TooLate(f"there was no answer within {within:g} s"))
+        answer.set_exception(TooLate(f"there was no answer within {request.within:g} s"))
         with self._wake, suppress(ValueError):  # the model has it already
             self._waiting.remove(request)
             self._rows -= request.rows
@@ -209,11 +220,18 @@ class Batcher:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._closed and self._short(self._rows):
-            self._scheduled = True
+            self._scheduled = loop
             loop.call_soon(self._ask_inline, loop)
         else:
-            self._start_thread()
-            self._wake.notify_all()
+            self._hand_over(loop)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the thread ask about those that wait."""
+        for request in self._waiting:
+            if request.timer is None and request.loop is loop:
+                self._limit(request)
+        self._start_thread()
+        self._wake.notify_all()
 
     def _short(self, rows: int) -> bool:
         limit = 0.0 if self._blocks or self.beside else self._limits.inline
@@ -226,10 +244,14 @@ class Batcher:
         it has its turn."""
         if self._busy or self._scheduled or self._waiting or not self._short(rows):
             return False
+        if self._crowded or self._just_asked:
+            return False
         fixed, _ = self._cost.line()
         return fixed <= _NOTHING and self._turns.try_take(self._share)
 
     def _ask_at_once(self, request: _Request, loop: asyncio.AbstractEventLoop) -> Outputs:
+        self._just_asked = True
+        loop.call_soon(self._forget)
         _, result = self._alone(request)
         ended = perf_counter()
         seconds = ended - request.began
@@ -246,6 +268,9 @@ class Batcher:
             raise result
         return result
 
+    def _forget(self) -> None:
+        self._just_asked = False
+
     def _start_thread(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -254,15 +279,15 @@ class Batcher:
     def _ask_inline(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ask from the event loop, if the batch is short and it is the model's turn."""
         with self._wake:
-            self._scheduled = False
+            self._scheduled = None
             if self._busy or not self._waiting:
                 return
             mine = self._short(self._rows) and self._turns.try_take(self._share)
             if not mine:
-                self._start_thread()
-                self._wake.notify_all()
+                self._hand_over(loop)
                 return
             batch = self._take()
+            self._crowded = len(batch) > 1
             self._busy = True
         results, seconds = self._timed(batch)
         self._turns.give(self._share, seconds)
