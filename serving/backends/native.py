@@ -1,7 +1,8 @@
 """The estimator itself, in process: what it was fitted as is what answers.
 
-Variants: `frame` asks the whole pipeline with a DataFrame, as it was fitted; `columns` runs its
-preprocessing on the column arrays (`serving.steps`) and asks the last step with a matrix.
+Variants: `frame` asks the whole pipeline with a DataFrame, as it was fitted, unless that would only
+be a matrix with names to it; `columns` runs its preprocessing on the column arrays
+(`serving.steps`) and asks the last step with a matrix.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Native:
             estimator = load_estimator(folder, trust_pickle=trust_pickle)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         program = None
-        if (folder / INTERPRETER).is_file() and read_interpreter(folder).variant == "columns":
+        chosen = (folder / INTERPRETER).is_file() and read_interpreter(folder).variant == "columns"
+        if chosen or _takes_a_matrix(estimator, spec):
             program, estimator = self._last(estimator, spec)
         return NativeModel(estimator, spec, threads, program, size)
 
@@ -78,6 +80,20 @@ class Native:
             last = copy.copy(last)
             del last.feature_names_in_
         return program, last
+
+
+def _takes_a_matrix(estimator: Any, spec: ModelSpec) -> bool:
+    """Whether a frame is nothing to this estimator but a matrix of float64 with names.
+
+    Then it need not be made: scikit-learn looks a frame's names and dtypes over at every call, for
+    as long as a hundred trees take. An estimator inside another may choose its columns by name.
+    """
+    if type(estimator).__module__.partition(".")[0] not in ("sklearn", "lightgbm", "xgboost"):
+        return False
+    if any(feature.kind != "numeric" for feature in spec.features):
+        return False
+    nested = any("__" in name for name in estimator.get_params(deep=True))
+    return not nested and getattr(estimator, "_preprocessor", None) is None
 
 
 class NativeModel(Counting):
