@@ -7,6 +7,7 @@ while checks and training run elsewhere.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -102,6 +103,8 @@ def serve(service: Service, file: str | None = None) -> int:
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
     sys.setswitchinterval(0.0001)
+    # Requests make next to no cycles; looking for them takes as long as answering one.
+    gc.set_threshold(20_000, 50, 100)
     # uvicorn repeats the signal for the handler it found; the default one would end us on the spot.
     signal.signal(signal.SIGTERM, _leave)
     with suppress(KeyboardInterrupt):

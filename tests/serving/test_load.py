@@ -172,6 +172,40 @@ def test_deadlines() -> None:
     asyncio.run(run())
 
 
+def test_a_deadline_holds_where_the_loop_would_have_asked_in_a_moment() -> None:
+    """Two that came together wait for the event loop's next moment, when another model has the
+    processor."""
+
+    async def run() -> None:
+        turns, other = Turns(1), Share()
+        batcher = Batcher(Slow(), name="m", turns=turns, cost=known(1e-4, 0))
+        assert turns.try_take(other)
+        both = [ask(batcher, within=0.05), ask(batcher, within=5)]
+        with pytest.raises(TooLate, match=r"within 0\.05 s"):
+            await both[0]
+        turns.give(other, 0.05)
+        assert (await both[1])["probability"].tolist() == [0.0]
+        assert batcher.drain(5)
+
+    asyncio.run(run())
+
+
+def test_one_alone_is_asked_at_once_and_those_that_come_together_together() -> None:
+    async def run() -> list[int]:
+        model = Slow()
+        batcher = Batcher(model, name="m", cost=known(1e-5, 0))
+        for _ in range(3):
+            await ask(batcher)
+        for _ in range(3):
+            await asyncio.gather(*(ask(batcher) for _ in range(4)))
+        assert batcher.drain(5)
+        assert {where for _, where in model.batches} == {"MainThread"}
+        return [rows for rows, _ in model.batches]
+
+    # The first of the four could not know that it has company; afterwards it does.
+    assert asyncio.run(run()) == [1, 1, 1, 1, 3, 4, 4]
+
+
 def test_turns_go_by_weight_and_not_by_appetite() -> None:
     """Two models that always wait: one of weight 3 runs three times as long as the other, whatever
     a single call takes."""
