@@ -19,7 +19,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from core import schema
 from core.errors import LeaseLost, ShelflifeError
@@ -282,7 +281,7 @@ def one_of(
     if connection.dialect.name == "sqlite":
         each = sa.func.json_each(json.dumps(wanted)).table_valued("value")
         return column.in_(sa.select(each.c.value))
-    return column == sa.any_(sa.literal(wanted, ARRAY(sa.Text)))
+    return column == sa.any_(sa.literal(wanted, sa.ARRAY(sa.Text)))
 
 
 class Lease:

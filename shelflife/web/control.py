@@ -21,7 +21,6 @@ from core.errors import InputError, NotFound
 from core.ledger import Ledger
 from core.settings import Settings
 from core.times import iso, parse_time
-from monitor import scores
 from monitor.log.records import SampleLog
 from shelflife import commands, health, metrics
 from shelflife.health import Facts, Problem
@@ -121,6 +120,8 @@ class Control:
 
     async def windows(self, request: Request) -> Response:
         """The realised metric by event-time window, corrected as labels arrive, oldest first."""
+        from monitor import scores  # SciPy comes with it: 25 MB that answering does without
+
         name, asked = await self._model(request), request.query_params
         since, until = (
             parse_time(asked[key], field=key) if key in asked else None
