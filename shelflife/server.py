@@ -99,7 +99,10 @@ def serve(service: Service, file: str | None = None) -> int:
         named = ["--settings", file] if file else []
         with workers.listen(serving.host, serving.port) as shared:
             return workers.Workers([*command, *named], shared, serving.workers).run()
-    writer = LogProcess.start(lambda: service.log, closing=() if listener is None else (listener,))
+    writer = None
+    if serving.log_process:
+        closing = () if listener is None else (listener,)
+        writer = LogProcess.start(lambda: service.joined().log, closing=closing)
     # The log's writer and the models' threads need the interpreter for microseconds at a time; with
     # the default of 5 ms they wait for it longer than they work, once the event loop is busy.
     sys.setswitchinterval(0.0001)
