@@ -43,5 +43,5 @@ class ServingSettings(InterpreterSettings, frozen=True, kw_only=True, forbid_unk
     inline: Duration = "2ms"
     """A prediction that takes no longer is made by the event loop itself, without a thread."""
     log_process: bool = True
-    """Each worker has a process of its own that commits its rows (Linux): half as many more rows per
+    """Each worker has a process of its own that commits its rows (Linux): half as many more rows a
     second where many come at once, for 22 MB of memory."""

@@ -15,6 +15,7 @@ build a frame. A model is used by one thread at a time (`serving.batching` sees 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -144,6 +145,22 @@ class Backend(Protocol):
             NotApplicable: what it needs is not on this machine.
         """
         ...
+
+
+def checked(outputs: Outputs, rows: int) -> Outputs:
+    """The outputs, if there is one finite number per row in each.
+
+    Raises:
+        ModelFailed: there is not.
+    """
+    for name, array in outputs.items():
+        if array.shape != (rows,):
+            raise ModelFailed(f"{name}: the model answered shape {array.shape} to {rows} rows")
+        finite = math.isfinite(array[0]) if rows == 1 else np.isfinite(array).all()
+        if not finite:
+            bad = array[~np.isfinite(array)][0]
+            raise ModelFailed(f"{name}: the model answered {bad}; expected a finite number")
+    return outputs
 
 
 class Counting:

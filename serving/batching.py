@@ -19,18 +19,16 @@ request by request, so that one bad request cannot fail its neighbours.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter, thread_time
 
-import numpy as np
 from msgspec import Struct
 
 from core.errors import InputError, NotReady, QueueFull, TooLate
-from serving.backend import Columns, Model, ModelFailed, Outputs
+from serving.backend import Columns, Model, ModelFailed, Outputs, checked
 from serving.columns import stacked
 from serving.cost import Cost
 from serving.timings import Timings
@@ -374,22 +372,6 @@ class Batcher:
             return request, InputError("inputs", str(error), "values the model accepts")
         except Exception as error:
             return request, ModelFailed(f"the model raised {type(error).__name__}: {error}")
-
-
-def checked(outputs: Outputs, rows: int) -> Outputs:
-    """The outputs, if there is one finite number per row in each.
-
-    Raises:
-        ModelFailed: there is not.
-    """
-    for name, array in outputs.items():
-        if array.shape != (rows,):
-            raise ModelFailed(f"{name}: the model answered shape {array.shape} to {rows} rows")
-        finite = math.isfinite(array[0]) if rows == 1 else np.isfinite(array).all()
-        if not finite:
-            bad = array[~np.isfinite(array)][0]
-            raise ModelFailed(f"{name}: the model answered {bad}; expected a finite number")
-    return outputs
 
 
 def _deliver(results: Sequence[_Result]) -> None:

@@ -20,8 +20,7 @@ import msgspec
 from core.errors import ShelflifeError
 from core.spec import ModelSpec
 from serving import backends, store
-from serving.backend import Model
-from serving.batching import checked
+from serving.backend import Model, checked
 from serving.columns import columns_of
 from serving.shadow import Ask, Reply, Start, receive, send
 

@@ -71,13 +71,23 @@ def locked(url: str) -> Iterator[None]:
 
 @contextmanager
 def short_files(process: Any) -> Iterator[None]:
-    """Every write of the process to a file fails (EFBIG, which SQLite reports as an I/O error)."""
+    """Every write of the process, and of the one that commits for it, to a file fails (EFBIG, which
+    SQLite reports as an I/O error)."""
+    pids = [process.pid, *children(process.pid)]
     limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
         yield
     finally:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process forked."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in found.split()]
 
 
 def test_a_lock_and_io_errors(
@@ -214,9 +224,10 @@ def test_relaxed_loses_at_most_its_bound_to_kill_9(
     with shop.run(start_process, durability="relaxed", commit_within=f"{bound}s") as process:
         shop.call()
         shop.wait_for(lambda: shop.words()["accepted"] >= 200)
-        killed = time.monotonic()
+        killed, [committer] = time.monotonic(), children(process.pid)
         process.kill()
         process.wait(20)
+        shop.wait_for(lambda: not Path(f"/proc/{committer}").exists())  # it ends by itself
     there = {event.rpartition(":")[0] for _, event in read(url, home / "segments").events}
     promised = {
         name
